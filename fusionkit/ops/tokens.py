@@ -1,0 +1,33 @@
+"""The one thing that crosses block boundaries besides lists of layers: tokens with their grid and frame."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fusionkit.errors import ShapeError
+from fusionkit.geometry import FULL, Frame, Grid, TokenSpec
+
+
+class Tokens(NamedTuple):
+    """Tokens of a batch of crops.
+
+    Shapes: x_BND float; valid_BN bool, True where a token is real (None: all are). N is `copies` grids, row-major.
+    """
+
+    x_BND: Tensor
+    grid: Grid
+    frame: Frame = FULL
+    valid_BN: Tensor | None = None
+    copies: int = 1
+
+    @property
+    def spec(self) -> TokenSpec:
+        return TokenSpec(self.grid, self.x_BND.shape[-1], self.frame, self.copies)
+
+    def with_x(self, x_BND: Tensor) -> Tokens:
+        """The same places with other vectors; N must not change."""
+        if x_BND.shape[:-1] != self.x_BND.shape[:-1]:
+            raise ShapeError(f"expected {tuple(self.x_BND.shape[:-1])} tokens, got {tuple(x_BND.shape[:-1])}")
+        return self._replace(x_BND=x_BND)

@@ -1,0 +1,85 @@
+"""What datasets yield and metrics read: samples, turns, answers and predictions. Torch-free.
+
+All coordinates are pixels of the original picture (see `fusionkit.geometry`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from fusionkit.geometry import Box, Point, Size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Segment = str | Box | Point
+"""A piece of an answer: plain text, or a box or point that the recipe's box tokenizer will write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a sample comes from, so that every error can name it: a file or generator, and a row or index."""
+
+    source: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question and its answer. `kind` is box, point, count, describe or free; `tags` group scores (for example `held_out`)."""
+
+    question: str
+    answer: tuple[Segment, ...]
+    kind: str = "free"
+    tags: tuple[str, ...] = ()
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        return tuple(segment for segment in self.answer if isinstance(segment, Box))
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        return tuple(segment for segment in self.answer if isinstance(segment, Point))
+
+    @property
+    def text(self) -> str:
+        """The text segments joined, without boxes and points."""
+        return "".join(segment for segment in self.answer if isinstance(segment, str)).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One annotated object: its box and named labels, for example {"colour": "red", "shape": "circle"}."""
+
+    box: Box
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture (or none) with the turns asked about it.
+
+    `open_image` decodes the picture on demand, as RGB with EXIF rotation applied; `size` is its size in pixels.
+    """
+
+    open_image: Callable[[], Image] | None
+    size: Size | None
+    turns: tuple[Turn, ...]
+    provenance: Provenance
+    objects: tuple[SceneObject, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A model's answer to one turn, parsed: boxes and points in pixels of the original picture."""
+
+    text: str
+    boxes: tuple[Box, ...] = ()
+    points: tuple[Point, ...] = ()
+    malformed: tuple[str, ...] = ()
