@@ -1,0 +1,155 @@
+"""Configs and specs of the datasets. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from fusionkit.plugin import API_VERSION, BlockSpec, DatasetConfig
+
+Kind = Literal["box", "point", "count", "describe"]
+Share = Annotated[float, Field(ge=0, le=1)]
+ObjectCount = Annotated[int, Field(ge=1, le=12)]
+RefcocoSplit = Literal["train", "val", "test", "testA", "testB"]
+PixmoPart = Literal["ask", "cap", "cap_qa", "count", "points"]
+
+
+class SyntheticScenesConfig(DatasetConfig):
+    """Coloured shapes on a busy background, with questions whose answers are known exactly."""
+
+    type: Literal["synthetic_scenes"] = "synthetic_scenes"
+    seed: NonNegativeInt = Field(0, description="Samples are a function of (seed, index); another seed is unseen data.")
+    samples: PositiveInt | None = Field(None, description="How many samples there are; without it they do not end.")
+    size: Annotated[int, Field(ge=24, le=1024)] = Field(48, description="Side of the square picture, pixels.")
+    objects: ObjectCount | tuple[ObjectCount, ObjectCount] = Field(
+        4, description="Objects per picture, or [least, most]."
+    )
+    object_size: tuple[Share, Share] = Field(
+        (0.17, 0.37), description="Smallest and largest side of an object, as a share of the picture's side."
+    )
+    overlap: Share = Field(0.0, description="Most of an object's box that later objects may cover (occlusion).")
+    textures: Share = Field(
+        0.0, description="Share of objects filled with stripes, dots or checks instead of plain colour."
+    )
+    clutter: Annotated[int, Field(ge=0, le=64)] = Field(0, description="Grey strokes behind the objects.")
+    noise: Share = Field(0.03, description="Standard deviation of the pixel noise, as a share of full scale.")
+    photographs: str | None = Field(None, description="Folder of pictures to use as backgrounds.")
+    turns: PositiveInt = Field(6, le=32, description="Questions per picture.")
+    kinds: dict[Kind, NonNegativeFloat] = Field(
+        {"box": 3.0, "point": 2.0, "count": 2.0, "describe": 0.0},
+        description="Relative weights of the kinds of question.",
+    )
+    single_attribute: Share = Field(
+        0.5, description="Share of box and point questions that name one attribute only, where one is enough."
+    )
+    combinations: Literal["training", "held_out", "all"] = Field(
+        "training",
+        description="training: never shows a held-out pair of colour and shape; held_out: asks only about held-out pairs; "
+        "all: any pair.",
+    )
+    phrasings: Literal["training", "held_out", "all"] = Field("training", description="Which wordings questions use.")
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> Self:
+        for name in ("objects", "object_size"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name} must be [least, most], got {list(value)}")
+        if self.object_size[0] * self.size < 6:
+            raise ValueError(
+                f"object_size {self.object_size[0]} of {self.size} px is under 6 px, too small to tell shapes"
+            )
+        if self.object_size[1] > 0.6:
+            raise ValueError(f"object_size must stay under 0.6 of the picture, got {self.object_size[1]}")
+        if not any(self.kinds.values()):
+            raise ValueError("kinds needs at least one weight above 0")
+        if self.combinations == "held_out" and not (self.kinds.get("box") or self.kinds.get("point")):
+            raise ValueError("combinations: held_out asks box and point questions only; give one of them a weight")
+        return self
+
+
+class JsonlConfig(DatasetConfig):
+    """Your own data: one JSON object per line with `image`, `conversations` and optional `boxes` and `points`."""
+
+    type: Literal["jsonl"] = "jsonl"
+    path: str = Field(min_length=1, description="The .jsonl file; pictures are relative to its folder.")
+
+
+class RefcocoConfig(DatasetConfig):
+    """Referring expressions (RefCOCO, RefCOCO+, RefCOCOg) from local files."""
+
+    type: Literal["refcoco"] = "refcoco"
+    root: str = Field("data/refcoco", min_length=1, description="Folder with refs.json, instances.json and images/.")
+    split: RefcocoSplit | None = Field(None, description="The one split to read.")
+    splits: tuple[RefcocoSplit, ...] | None = Field(None, min_length=1, description="Several splits to read.")
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        if (self.split is None) == (self.splits is None):
+            raise ValueError("give either `split: train` or `splits: [val, testA, testB]`")
+        if self.splits is not None and len(set(self.splits)) != len(self.splits):
+            raise ValueError(f"splits are repeated: {list(self.splits)}")
+        return self
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The splits to read."""
+        return self.splits if self.splits is not None else (str(self.split),)
+
+
+class PixmoConfig(DatasetConfig):
+    """PixMo (captions, points, counts, questions) from local files."""
+
+    type: Literal["pixmo"] = "pixmo"
+    root: str = Field("data/pixmo", min_length=1, description="Folder with one PART.jsonl per part and images/.")
+    parts: tuple[PixmoPart, ...] = Field(("cap", "points", "count"), min_length=1, description="Which parts to read.")
+
+    @model_validator(mode="after")
+    def _parts_once(self) -> Self:
+        if len(set(self.parts)) != len(self.parts):
+            raise ValueError(f"parts are repeated: {list(self.parts)}")
+        return self
+
+
+SYNTHETIC_SCENES = BlockSpec(
+    api=API_VERSION,
+    family="datasets",
+    config=SyntheticScenesConfig,
+    factory="fusionkit.blocks.datasets.synthetic_scenes:SyntheticScenes",
+    summary="procedural scenes of coloured shapes with exact boxes, points, counts and descriptions",
+    examples=(
+        {"samples": 64},
+        {"samples": 16, "objects": [2, 6], "overlap": 0.3, "textures": 0.5, "clutter": 6, "phrasings": "all"},
+        {"samples": 16, "combinations": "held_out", "phrasings": "held_out", "seed": 7},
+    ),
+)
+
+JSONL = BlockSpec(
+    api=API_VERSION,
+    family="datasets",
+    config=JsonlConfig,
+    factory="fusionkit.blocks.datasets.jsonl:JsonlDataset",
+    summary="your own pictures and conversations, with boxes and points in pixels",
+    examples=({"path": "data/mine.jsonl"},),
+)
+
+REFCOCO = BlockSpec(
+    api=API_VERSION,
+    family="datasets",
+    config=RefcocoConfig,
+    factory="fusionkit.blocks.datasets.refcoco:Refcoco",
+    summary="RefCOCO, RefCOCO+ or RefCOCOg from local JSON files",
+    paper="arXiv 1608.00272",
+    examples=({"split": "train"}, {"splits": ["val", "testA", "testB"]}),
+)
+
+PIXMO = BlockSpec(
+    api=API_VERSION,
+    family="datasets",
+    config=PixmoConfig,
+    factory="fusionkit.blocks.datasets.pixmo:Pixmo",
+    summary="PixMo captions, points, counts and questions from local JSONL files",
+    paper="arXiv 2409.17146",
+    examples=({}, {"parts": ["points"]}),
+)
