@@ -1,0 +1,218 @@
+"""FusionVLM: a recipe as a transformers model.
+
+Shapes: B rows of text, T tokens, E language-model width, C crops, N fused tokens per crop, V visual tokens placed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+
+from fusionkit.errors import CheckpointError, ShapeError, UsageError
+from fusionkit.model.configuration import FusionConfig
+from fusionkit.model.output import FusionOutput
+from fusionkit.model.parts import build_parts
+from fusionkit.model.runtime import Runtime
+from fusionkit.model.tower import Stream, run_fusion
+from fusionkit.ops.tokens import Tokens
+from fusionkit.recipe import load_recipe
+from fusionkit.recipe.plan import plan as plan_recipe
+
+PIXELS = "pixel_values_"
+
+
+class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A multi-encoder vision-language model built from a recipe.
+
+    The module tree follows the recipe's addresses: `streams.NAME.encoder`, `streams.NAME.steps.STEP`,
+    `fusion.STEP`, `injectors.NAME`, `language_model`.
+
+    Example: `model = fusionkit.build(fusionkit.load_recipe("builtin:tiny"))`
+    """
+
+    config_class = FusionConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: FusionConfig, *, pretrained: bool = False) -> None:
+        super().__init__(config)
+        if config.recipe is None:
+            raise UsageError("FusionConfig has no recipe; build models with fusionkit.build(recipe) or from_pretrained")
+        self.plan = plan_recipe(load_recipe(config.recipe))
+        parts = build_parts(self.plan, pretrained=pretrained)
+        self.streams = nn.ModuleDict(
+            {
+                name: Stream(self.plan.streams[name], stream.encoder, stream.steps)
+                for name, stream in parts.streams.items()
+            }
+        )
+        self.fusion = nn.ModuleDict(parts.fusion)
+        self.injectors = nn.ModuleDict(parts.injectors)
+        self.language_model = parts.language_model
+        if parts.language_model is not None:
+            config.text_config = parts.language_model.config
+            self.generation_config = parts.language_model.generation_config
+        self.runtime = Runtime()
+        self.post_init()
+
+    # The blocks and the language model initialise themselves; transformers' blanket normal init must not touch them.
+    def init_weights(self) -> None:
+        self.tie_weights()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        pass
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self._decoder().get_input_embeddings()  # type: ignore[no-any-return, operator]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self._decoder().set_input_embeddings(value)  # type: ignore[operator]
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return None if self.language_model is None else self.language_model.get_output_embeddings()  # type: ignore[no-any-return, operator]
+
+    def _decoder(self) -> nn.Module:
+        if self.language_model is None:
+            raise UsageError("this recipe has no language_model; only encode_streams, fuse and get_image_features work")
+        return self.language_model
+
+    # ------------------------------------------------------------------------------------------------- vision
+    def encode_streams(self, pixels: Mapping[str, Tensor], names: Sequence[str] | None = None) -> dict[str, Tokens]:
+        """Run streams: name -> pixels_CCHW (normalised for that stream) gives name -> Tokens of C crops."""
+        wanted = list(self.streams) if names is None else list(names)
+        missing = [name for name in wanted if name not in pixels]
+        if missing:
+            raise ShapeError(
+                f"no pixels for stream {', '.join(missing)}: pass {', '.join(PIXELS + m for m in missing)}"
+            )
+        return {name: self.streams[name](pixels[name], self.runtime) for name in wanted}
+
+    def fuse(self, streams: Mapping[str, Tokens]) -> Tokens:
+        """Run the fusion graph: stream tokens -> x_CNE, ready for the injectors."""
+        return run_fusion(self.plan, self.fusion, streams)
+
+    def get_image_features(self, **pixel_values: Tensor) -> Tokens:
+        """Pixels of all streams (`pixel_values_NAME`) -> fused tokens x_CNE."""
+        return self.fuse(self.encode_streams(_pixels(pixel_values)))
+
+    # --------------------------------------------------------------------------------------------------- text
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        visual_index: Tensor | None = None,
+        mm_encoder_outputs: Tokens | None = None,
+        **kwargs: Any,
+    ) -> FusionOutput:
+        """Next-token logits, and the loss when labels are given.
+
+        `visual_index` [V]: for each image-token position of `input_ids`, row-major, the row of the fused tokens
+        flattened to [C*N, E] that goes there; so rows can share one encoded picture. In order if not given.
+        `mm_encoder_outputs`: fused tokens from `get_image_features`, instead of pixels.
+
+        Raises ShapeError when the number of image tokens and of visual tokens differ.
+        """
+        pixels = _pixels(kwargs)
+        streams = None
+        if pixels and mm_encoder_outputs is None:
+            streams = self.encode_streams(pixels)
+            mm_encoder_outputs = self.fuse(streams)
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise UsageError("forward needs input_ids or inputs_embeds")
+            inputs_embeds = self.embed(input_ids, mm_encoder_outputs, visual_index)
+        output = self._decoder()(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{name: value for name, value in kwargs.items() if not name.startswith(PIXELS) and name != "crop_counts"},
+        )
+        return FusionOutput(
+            loss=output.loss,
+            logits=output.logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            streams=streams,
+            visual=mm_encoder_outputs,
+        )
+
+    def embed(self, input_ids_BT: Tensor, visual: Tokens | None, visual_index_V: Tensor | None = None) -> Tensor:
+        """Text embeddings with the fused tokens injected at the image tokens: embeds_BTE."""
+        embeds_BTE: Tensor = self.get_input_embeddings()(input_ids_BT)
+        mask_BT = input_ids_BT == self.config.image_token_id
+        placed = int(mask_BT.sum())
+        if visual is None:
+            if placed:
+                raise ShapeError(f"the text has {placed} image tokens but no picture was given; pass pixel values")
+            return embeds_BTE
+        visual_VE = visual.x_BND.flatten(0, 1)
+        if visual_index_V is not None:
+            visual_VE = visual_VE[visual_index_V]
+        if placed != len(visual_VE):
+            raise ShapeError(
+                f"the text has {placed} image tokens, the pictures give {len(visual_VE)} visual tokens; "
+                "prepare text and pictures with the model's own processor"
+            )
+        for injector in self.injectors.values():
+            embeds_BTE = injector(embeds_BTE, visual_VE.to(embeds_BTE.dtype), mask_BT)
+        return embeds_BTE
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """`GenerationMixin.generate`; pictures are encoded once, before beams or samples are expanded."""
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        pixels = _pixels(kwargs)
+        visual = kwargs.pop("mm_encoder_outputs", None)
+        index = kwargs.pop("visual_index", None)
+        kwargs = {
+            name: value for name, value in kwargs.items() if not name.startswith(PIXELS) and name != "crop_counts"
+        }
+        if input_ids is not None and kwargs.get("inputs_embeds") is None and (pixels or visual is not None):
+            visual = self.fuse(self.encode_streams(pixels)) if visual is None else visual
+            kwargs["inputs_embeds"] = self.embed(input_ids, visual, index)
+        return super().generate(input_ids, **kwargs)
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As in transformers, but a tensor that is missing, unexpected or of another shape is a CheckpointError."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        faults = [
+            f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, info[kind]))[:5])}"
+            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            if info.get(kind)
+        ]
+        if faults:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path}: weights do not fit the recipe in its config.json: {'; '.join(faults)}"
+            )
+        return (model, info) if wants_info else model  # type: ignore[return-value]
+
+
+def _pixels(kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(PIXELS): value
+        for name, value in kwargs.items()
+        if name.startswith(PIXELS) and value is not None
+    }

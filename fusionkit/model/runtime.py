@@ -1,0 +1,25 @@
+"""How a model is executed, as opposed to what it is (the recipe). Torch-free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Runtime(BaseModel):
+    """Execution choices; none of them changes what the model computes beyond its dtype's rounding.
+
+    Example: `model.runtime = Runtime(crop_chunk=4)` encodes at most four crops at a time.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    crop_chunk: int | None = Field(None, ge=1, description="Most crops encoded at once at inference; all if not given.")
+    stream_layers: bool = Field(
+        True,
+        description="At inference, hand each selected layer to the mixer as it is computed instead of keeping all.",
+    )
+    attention: Literal["sdpa", "eager", "xformers", "flex"] = Field(
+        "sdpa", description="Backend of the attention inside fusion blocks; an unusable one is an error."
+    )

@@ -1,0 +1,94 @@
+"""From pixels to fused tokens: streams (encoder, selected layers, steps) and the fusion graph.
+
+Shapes: C crops, N tokens, D width; x_BND with B = crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fusionkit.errors import ShapeError
+from fusionkit.model.runtime import Runtime
+from fusionkit.ops.tokens import Tokens
+from fusionkit.recipe.plan import ENCODER, Node, Plan, StreamPlan
+
+
+class Stream(nn.Module):
+    """One encoder with its steps: pixels -> Tokens.
+
+    Shapes: pixels_BCHW normalised by the encoder's own statistics -> x_BND on the planned grid.
+    """
+
+    def __init__(self, plan: StreamPlan, encoder: nn.Module, steps: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.plan = plan
+        self.encoder = encoder
+        self.steps = nn.ModuleDict(steps)
+
+    def forward(self, pixels_BCHW: Tensor, runtime: Runtime) -> Tokens:
+        expected = (3, *self.plan.info.input_size)
+        if tuple(pixels_BCHW.shape[1:]) != expected:
+            raise ShapeError(
+                f"streams.{self.plan.name}: expected pixels of shape (crops, {', '.join(map(str, expected))}), "
+                f"got {tuple(pixels_BCHW.shape)}"
+            )
+        if torch.is_grad_enabled() or runtime.crop_chunk is None:
+            return self._run(pixels_BCHW, runtime)
+        chunks = [self._run(chunk, runtime) for chunk in pixels_BCHW.split(runtime.crop_chunk)]
+        return chunks[0]._replace(x_BND=torch.cat([chunk.x_BND for chunk in chunks]))
+
+    def _run(self, pixels_BCHW: Tensor, runtime: Runtime) -> Tokens:
+        nodes = self.plan.steps
+        if nodes and nodes[0].family == "mixers":
+            first, x_BND = nodes[0].name, self._mix(pixels_BCHW, self.steps[nodes[0].name], runtime)
+            nodes = nodes[1:]
+        else:
+            first, x_BND = ENCODER, self._layers(pixels_BCHW)[0]
+        return _run_steps(self.steps, nodes, {first: Tokens(x_BND, self.plan.stack.grid, self.plan.stack.frame)})
+
+    def _encoder_grad(self) -> bool:
+        """Frozen encoders run without a graph, whatever follows them."""
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def _layers(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        with torch.set_grad_enabled(self._encoder_grad()):
+            return cast(list[Tensor], self.encoder.forward_layers(pixels_BCHW, self.plan.layers))  # type: ignore[operator]
+
+    def _mix(self, pixels_BCHW: Tensor, mixer: nn.Module, runtime: Runtime) -> Tensor:
+        if torch.is_grad_enabled() or not runtime.stream_layers or not hasattr(mixer, "begin"):
+            return cast(Tensor, mixer(self._layers(pixels_BCHW)))
+        layers = self.plan.layers
+        state = mixer.begin()
+
+        def consume(layer: int, x_BND: Tensor) -> None:
+            nonlocal state
+            state = mixer.accumulate(state, layers.index(layer), x_BND)
+
+        self.encoder.tap(pixels_BCHW, layers, consume)  # type: ignore[operator]
+        return cast(Tensor, mixer.finish(state))
+
+
+def run_fusion(plan: Plan, steps: nn.ModuleDict, streams: Mapping[str, Tokens]) -> Tokens:
+    """Run the fusion graph on the streams' outputs; the last step's `main` goes to the injectors."""
+    return _run_steps(steps, plan.fusion, dict(streams))
+
+
+def _run_steps(modules: nn.ModuleDict, nodes: Sequence[Node], named: dict[str, Tokens]) -> Tokens:
+    """Run steps in order and return the last one's output. `named` starts with what the first steps may read."""
+    output = next(iter(named.values()))
+    for node in nodes:
+        module = modules[node.name]
+        inputs = {argument: named[source] for argument, source in node.sources.items()}
+        result = module(**inputs) if node.family == "connectors" else module(inputs["input"])
+        if isinstance(result, Mapping):
+            named.update({f"{node.name}.{key}": tokens for key, tokens in result.items()})
+            result = result["main"]
+        output = result
+        if output.spec != node.plan.main:
+            raise ShapeError(f"{node.address}: planned {node.plan.main}, the block returned {output.spec}")
+        named[node.name] = output
+    return output
