@@ -5,14 +5,16 @@ Learning rates and trainable parts are given by address, the same string as in `
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from fusionkit.plugin import BlockConfig
+from fusionkit.recipe.names import Name
 from fusionkit.recipe.section import BlockOf, Section
 
 Dataset = Annotated[BlockConfig, BlockOf("datasets")]
+Datasets = Annotated[tuple[Dataset, ...], Field(min_length=1)]
 Objective = Annotated[BlockConfig, BlockOf("objectives")]
 Metric = Annotated[BlockConfig, BlockOf("metrics", short=True)]
 
@@ -78,13 +80,18 @@ Schedule = Annotated[Cosine | Linear | Constant | FlatThenLinear, Field(discrimi
 
 
 # ----------------------------------------------------------------------------------------------------- stages
+def _answers() -> Any:
+    """The default objectives, as a recipe would write them: pydantic validates defaults."""
+    return {"answers": {"type": "answer_tokens"}}
+
+
 class Stage(Section):
     """One part of the training: what learns, from which losses, for how long. What is None is taken from `train`."""
 
     steps: PositiveInt | None = Field(None, description="Optimizer steps; one pass over the data if not given.")
     trainable: tuple[str, ...] = Field(description="Addresses whose parameters learn; all others are frozen.")
-    objectives: dict[str, Objective] = Field(
-        default_factory=lambda: {"answers": BlockOf("objectives").validate({"type": "answer_tokens"})},
+    objectives: dict[Name, Objective] = Field(
+        default_factory=_answers,
         min_length=1,
         description="Losses by name; they are summed with their weights. The answer's tokens if not given.",
     )
@@ -119,26 +126,27 @@ class Train(Section):
     log_every: PositiveInt = Field(10, description="Optimizer steps between lines of the log.")
     save_every: PositiveInt = Field(500, description="Optimizer steps between saved states.")
     workers: NonNegativeInt = Field(0, description="Processes that load data; 0 loads in the main process.")
-    stages: dict[str, Stage] = Field(min_length=1, description="Parts of the training by name, in order.")
-    data: tuple[Dataset, ...] = Field(min_length=1, description="Datasets, mixed by their `weight`.")
+    stages: dict[Name, Stage] = Field(min_length=1, description="Parts of the training by name, in order.")
+    data: Datasets = Field(description="Datasets, mixed by their `weight`.")
 
 
 # ------------------------------------------------------------------------------------------------- evaluation
-def _listed(value: object) -> object:
-    return value if isinstance(value, list | tuple) else [value]
+def _listed(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Metrics = Annotated[
+    tuple[Metric, ...],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=Metric | tuple[Metric, ...]),
+]
 
 
 class Evaluate(Section):
     """One set of scores: metrics over a dataset. `metric` takes one, `metrics` several; by name or as a block."""
 
-    name: str | None = Field(
-        None, min_length=1, description="How results are labelled; made from the data if not given."
-    )
-    metrics: Annotated[
-        tuple[Metric, ...], BeforeValidator(_listed, json_schema_input_type=Metric | tuple[Metric, ...])
-    ] = Field(
-        min_length=1,
-        validation_alias=AliasChoices("metrics", "metric"),
-        description="What is computed from the answers.",
+    name: str | None = Field(None, min_length=1, description="Label of the results; made from the data if not given.")
+    metrics: Metrics = Field(
+        validation_alias=AliasChoices("metrics", "metric"), description="What is computed from the answers."
     )
     data: Dataset = Field(description="What is asked and what is true.")
