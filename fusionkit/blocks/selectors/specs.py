@@ -1,0 +1,157 @@
+"""Selectors: which layers of an encoder a stream reads.
+
+A selector is a torch-free object with `layers(info) -> tuple[int, ...]`: sorted, unique, within 0..depth. Layer 0
+is the input of block 1 and layer l the output of block l, so `all` is 1..depth.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
+
+from fusionkit.plugin import API_VERSION, BlockConfig, BlockSpec
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class AllConfig(BlockConfig):
+    """Every layer, 1 to the encoder's depth."""
+
+    type: Literal["all"] = "all"
+
+
+class LastConfig(BlockConfig):
+    """The deepest layers."""
+
+    type: Literal["last"] = "last"
+    count: PositiveInt = Field(1, description="How many layers, counted back from the deepest.")
+
+
+class RangeConfig(BlockConfig):
+    """Consecutive layers, both ends included."""
+
+    type: Literal["range"] = "range"
+    first: NonNegativeInt = Field(1, description="Lowest layer; 0 is the input of block 1.")
+    last: NonNegativeInt = Field(description="Highest layer, included.")
+
+    @field_validator("last")
+    @classmethod
+    def _not_before_first(cls, last: int, info: ValidationInfo) -> int:
+        first = info.data.get("first")
+        if first is not None and last < first:
+            raise ValueError(f"must be at least first ({first}), got {last}")
+        return last
+
+
+class ListConfig(BlockConfig):
+    """Exactly the layers named."""
+
+    type: Literal["list"] = "list"
+    layers: tuple[NonNegativeInt, ...] = Field(min_length=1, description="Layer numbers in rising order, each once.")
+
+    @field_validator("layers")
+    @classmethod
+    def _rising(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if any(low >= high for low, high in pairwise(layers)):
+            raise ValueError(f"must rise, each layer once, got {list(layers)}; use {sorted(set(layers))}")
+        return layers
+
+
+class EvenlySpacedConfig(BlockConfig):
+    """Layers at equal steps through the depth; the deepest is always one of them."""
+
+    type: Literal["evenly_spaced"] = "evenly_spaced"
+    count: PositiveInt = Field(description="How many layers.")
+
+
+class RelativeConfig(BlockConfig):
+    """Layers by their share of the depth, so that one recipe fits encoders of 12 and of 24 blocks."""
+
+    type: Literal["relative"] = "relative"
+    first: Fraction | None = Field(None, description="Lowest layer as a share of the depth, 0 to 1.")
+    last: Fraction | None = Field(None, description="Highest layer as a share of the depth, included.")
+    fractions: tuple[Fraction, ...] | None = Field(
+        None, min_length=1, description="Single layers as shares of the depth, rising; instead of first and last."
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> RelativeConfig:
+        ends = (self.first, self.last)
+        if (self.fractions is None) == (ends == (None, None)):
+            raise ValueError("give either first and last, or fractions")
+        if self.fractions is None and (self.first is None or self.last is None or self.last < self.first):
+            raise ValueError(f"first and last must both be given, first <= last, got {self.first} and {self.last}")
+        if self.fractions is not None and any(low >= high for low, high in pairwise(self.fractions)):
+            raise ValueError(f"fractions must rise, got {list(self.fractions)}")
+        return self
+
+
+class RandomConfig(BlockConfig):
+    """A seeded draw of layers: the control that a chosen set must beat."""
+
+    type: Literal["random"] = "random"
+    count: PositiveInt = Field(description="How many layers, drawn from 1..depth without repetition.")
+    seed: NonNegativeInt = Field(0, description="Seed of the draw; the same on every platform and Python version.")
+
+
+ALL = BlockSpec(
+    api=API_VERSION,
+    family="selectors",
+    config=AllConfig,
+    factory="fusionkit.blocks.selectors.consecutive:AllLayers",
+    summary="Every layer of the encoder, 1 to its depth.",
+)
+LAST = BlockSpec(
+    api=API_VERSION,
+    family="selectors",
+    config=LastConfig,
+    factory="fusionkit.blocks.selectors.consecutive:LastLayers",
+    summary="The deepest layers of the encoder.",
+    examples=({}, {"count": 2}),
+)
+RANGE = BlockSpec(
+    api=API_VERSION,
+    family="selectors",
+    config=RangeConfig,
+    factory="fusionkit.blocks.selectors.consecutive:LayerRange",
+    summary="Consecutive layers, both ends included.",
+    paper="arXiv 2604.03231, section 4.2",
+    equation="L_s = {1..27}, L_d = {11..24}",
+    examples=({"first": 1, "last": 3}, {"first": 0, "last": 2}),
+)
+LIST = BlockSpec(
+    api=API_VERSION,
+    family="selectors",
+    config=ListConfig,
+    factory="fusionkit.blocks.selectors.chosen:ListedLayers",
+    summary="Exactly the layers named.",
+    examples=({"layers": [1, 3]},),
+)
+EVENLY_SPACED = BlockSpec(
+    api=API_VERSION,
+    family="selectors",
+    config=EvenlySpacedConfig,
+    factory="fusionkit.blocks.selectors.spaced:EvenlySpacedLayers",
+    summary="Layers at equal steps through the depth, the deepest included.",
+    equation="layer_i = floor(i * depth / count), i = 1..count",
+    examples=({"count": 2},),
+)
+RELATIVE = BlockSpec(
+    api=API_VERSION,
+    family="selectors",
+    config=RelativeConfig,
+    factory="fusionkit.blocks.selectors.spaced:RelativeLayers",
+    summary="Layers by their share of the depth: one recipe for encoders of any depth.",
+    equation="layer = floor(fraction * depth + 1/2)",
+    examples=({"first": 0.5, "last": 1.0}, {"fractions": [0.5, 1.0]}),
+)
+RANDOM = BlockSpec(
+    api=API_VERSION,
+    family="selectors",
+    config=RandomConfig,
+    factory="fusionkit.blocks.selectors.chosen:RandomLayers",
+    summary="A seeded random draw of layers: the control for any choice of layers.",
+    examples=({"count": 2, "seed": 0},),
+)
