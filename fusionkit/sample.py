@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fusionkit.geometry import Box, Point, Size
@@ -58,7 +57,7 @@ class SceneObject:
     """One annotated object: its box and named labels, for example {"colour": "red", "shape": "circle"}."""
 
     box: Box
-    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
