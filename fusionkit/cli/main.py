@@ -1,26 +1,28 @@
-"""The command `fusionkit`: a table of verbs, each imported only when it is used.
+"""The command `fusionkit`: which verbs there are, and how a command ends.
 
-A verb's module has `command`, a function typed for typer, or `app`, a typer app with verbs of its own. Errors raised on
-purpose end as `error: ...` on stderr with exit code 2, without a traceback; Ctrl-C ends with 130.
+Errors raised on purpose end as `error: ...` on stderr with exit code 2, without a traceback; Ctrl-C ends with 130.
+`list` must answer at once, so it is reached without typer, which costs more time than all of its work.
 """
 
 from __future__ import annotations
 
 import errno
-import inspect
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Annotated, Any, NamedTuple
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
-import typer
-from typer.core import TyperCommand, TyperGroup
-
-from fusionkit.cli.output import emit, note
+from fusionkit.cli.output import note
 from fusionkit.errors import FusionkitError, RecipeError
 
 
 class Verb(NamedTuple):
-    """Where a verb lives, and the line that `fusionkit --help` shows for it without importing it."""
+    """Where a verb lives, and the line that `fusionkit --help` shows for it without importing it.
+
+    Its module has `command`, a function typed for typer; or `app`, a typer app with verbs of its own; or `main`, which
+    takes the words after the verb.
+    """
 
     module: str
     help: str
@@ -44,61 +46,62 @@ VERBS = {
     "data": Verb("fusionkit.cli.data", "Check your own training data."),
 }
 
-EPILOG = """Start here:
-
-\b
-  fusionkit list                          what is installed
-  fusionkit plan tiny                     what a recipe will build
-  fusionkit ask checkpoint:tiny photo.jpg "point to the red circle" -o out.png
-
-Every verb explains itself: fusionkit VERB --help"""
+TRACEBACK = "--traceback"
 
 
-class _LazyGroup(TyperGroup):
-    """Holds a stub per verb, enough for help and completion; the module is imported when the verb is called.
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = words[:1] == [TRACEBACK]
+    if words[show_traceback:][:1] == ["list"] and "_FUSIONKIT_COMPLETE" not in os.environ:
+        from fusionkit.cli import list_blocks
 
-    Arguments are typed Any because typer has moved the classes they belong to between versions.
-    """
+        with explained(show_traceback):
+            list_blocks.main(words[show_traceback + 1 :])
+        return
+    from fusionkit.cli.app import make_app
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, stub, rest = super().resolve_command(ctx, args)
-        return name, stub and load_verb(str(name)), rest
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            note("interrupted")
-            raise typer.Exit(130) from None
-        except FusionkitError as error:
-            if ctx.params["traceback"]:
-                raise
-            note(describe(error))
-            raise typer.Exit(2) from error
-        except OSError as error:
-            # A closed pipe is handled by typer; any other is a missing file, a missing permission or a full disk,
-            # which the operating system's own words explain better than a traceback does.
-            if error.errno in (None, errno.EPIPE) or ctx.params["traceback"]:
-                raise
-            place = f"{error.filename}: " if error.filename else ""
-            note(f"error: {place}{error.strerror}")
-            raise typer.Exit(2) from error
+    make_app().main(args=words, prog_name="fusionkit")
 
 
-def load_verb(name: str) -> Any:
-    """Import a verb's module and return its typer command or group."""
-    module = import_module(VERBS[name].module)
-    app = getattr(module, "app", None)
-    if app is None:
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(name, no_args_is_help=_has_required_argument(module.command))(module.command)
-    command = typer.main.get_command(app)
-    command.name = name
-    return command
+@contextmanager
+def explained(show_traceback: bool) -> Iterator[None]:
+    """Turn errors into a line on stderr and an exit code; with `show_traceback`, leave them as they are."""
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        note("interrupted")
+        raise SystemExit(130) from None
+    except FusionkitError as error:
+        if show_traceback:
+            raise
+        note(describe(error))
+        raise SystemExit(2) from error
+    except BrokenPipeError:
+        # Whoever read the result has seen enough (`fusionkit list | head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        # A missing permission or a full disk: the operating system's own words say it better than a traceback.
+        if show_traceback or error.errno not in _EXPLAINED:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        note(f"error: {place}{error.strerror}")
+        raise SystemExit(2) from error
 
 
-def _has_required_argument(function: Any) -> bool:
-    return any(parameter.default is parameter.empty for parameter in inspect.signature(function).parameters.values())
+_EXPLAINED = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 def describe(error: FusionkitError) -> str:
@@ -106,38 +109,3 @@ def describe(error: FusionkitError) -> str:
     if isinstance(error, RecipeError):
         return "\n".join(f"error: {problem}" for problem in error.problems)
     return f"error: {error}"
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from fusionkit import __version__
-
-        emit(f"fusionkit {__version__}")
-        raise typer.Exit
-
-
-def _main(
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error was raised.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Compose vision-language models from blocks: plan them, train them, ask them, measure them."""
-
-
-def make_app() -> Any:
-    """The command group with a stub for every verb."""
-    # Plain help: rich markup would swallow the square brackets of recipes and usage lines, and costs start-up time.
-    app = typer.Typer(
-        name="fusionkit", cls=_LazyGroup, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
-    )
-    app.callback(epilog=EPILOG)(_main)
-    group: Any = typer.main.get_command(app)
-    for name, verb in VERBS.items():
-        group.add_command(TyperCommand(name, help=verb.help, rich_markup_mode=None), name)
-    return group
-
-
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave the process with its exit code."""
-    make_app().main(args=None if arguments is None else list(arguments), prog_name="fusionkit")
