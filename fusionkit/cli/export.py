@@ -1,0 +1,28 @@
+"""`fusionkit export`: a recipe with everything filled in."""
+
+from __future__ import annotations
+
+import sys
+
+from fusionkit.cli.options import JsonOption, PluginOption, RecipeArg, SetOption, open_recipe
+from fusionkit.cli.output import emit_json
+
+
+def command(recipe: RecipeArg, set: SetOption = None, plugin: PluginOption = None, json: JsonOption = False) -> None:
+    """Print a recipe as one YAML file: `extends` resolved, changes made, every default written out.
+
+    The output is a recipe again, with the same meaning.
+
+    \b
+    Examples:
+      fusionkit export tiny > mine.yaml
+      fusionkit export come_vl --set train.seed=1
+      fusionkit export recipes/mine.yaml --json
+    """
+    loaded = open_recipe(recipe, set, plugin).canonical()
+    if json:
+        emit_json(loaded)
+        return
+    import yaml
+
+    yaml.safe_dump(loaded, sys.stdout, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
