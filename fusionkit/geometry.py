@@ -64,13 +64,15 @@ FULL = Frame()
 class TokenSpec:
     """The planned shape of tokens x_BND: a grid, a width D, and the frame the grid covers.
 
-    `copies` > 1 says that several grids follow each other on the token axis (concat, interleave).
+    `copies` > 1 says that several grids stand on the token axis: one after the other (concat), or, if `interleaved`,
+    cell by cell: the first cell of each, the second of each, and so on.
     """
 
     grid: Grid
     width: int
     frame: Frame = FULL
     copies: int = 1
+    interleaved: bool = False
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,8 @@ from fusionkit.geometry import FULL, Frame, Grid, TokenSpec
 class Tokens(NamedTuple):
     """Tokens of a batch of crops.
 
-    Shapes: x_BND float; valid_BN bool, True where a token is real (None: all are). N is `copies` grids, row-major.
+    Shapes: x_BND float; valid_BN bool, True where a token is real (None: all are). N is `copies` grids, row-major, one after
+    the other or `interleaved` (see TokenSpec).
     """
 
     x_BND: Tensor
@@ -21,10 +22,11 @@ class Tokens(NamedTuple):
     frame: Frame = FULL
     valid_BN: Tensor | None = None
     copies: int = 1
+    interleaved: bool = False
 
     @property
     def spec(self) -> TokenSpec:
-        return TokenSpec(self.grid, self.x_BND.shape[-1], self.frame, self.copies)
+        return TokenSpec(self.grid, self.x_BND.shape[-1], self.frame, self.copies, self.interleaved)
 
     def with_x(self, x_BND: Tensor) -> Tokens:
         """The same places with other vectors; N must not change."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from fusionkit.geometry import Grid, Size, TokenSpec
-from fusionkit.plugin import IMAGE_TOKEN, TokenLayout
+from fusionkit.plugin import IMAGE_TOKEN, LanguageModelInfo, TokenLayout
+from fusionkit.recipe.planning import Planning, torch_free
 
 
 class Cropper(Protocol):
@@ -23,8 +24,8 @@ class Cropper(Protocol):
 class Layouts:
     """A cropper's layouts for the tokens that the injectors get.
 
-    Croppers lay out one grid per crop. Where `visual` holds several (`copies`), the vectors of one cell stand next
-    to each other, in the order of the copies.
+    Croppers lay out one grid per crop. Several grids that follow each other (`copies`) are laid out one after the
+    other, each like a picture of its own; interleaved ones cell by cell, so that the vectors of a cell stay together.
     """
 
     cropper: Cropper
@@ -41,12 +42,62 @@ class Layouts:
         copies, cells = self.visual.copies, self.visual.grid.tokens
         if copies == 1:
             return layout
-        symbols = tuple(
-            copy for symbol in layout.symbols for copy in (symbol,) * (copies if symbol == IMAGE_TOKEN else 1)
+        places = [divmod(patch, cells) for patch in layout.patches]
+        if self.visual.interleaved:
+            symbols = tuple(
+                copy for symbol in layout.symbols for copy in (symbol,) * (copies if symbol == IMAGE_TOKEN else 1)
+            )
+            patches = [(crop * cells + cell) * copies + copy for crop, cell in places for copy in range(copies)]
+        else:
+            symbols = layout.symbols * copies
+            patches = [(crop * copies + copy) * cells + cell for copy in range(copies) for crop, cell in places]
+        return TokenLayout(layout.crops, symbols, tuple(patches))
+
+
+def make_cropper(planning: Planning) -> Cropper | None:
+    """The recipe's cropper; None when it has none, or when it has a problem."""
+    config = planning.recipe.cropper
+    if config is None:
+        if planning.recipe.language_model is not None:
+            planning.fault("cropper", "missing: how does a picture become crops?", "add `cropper: {type: resize}`")
+        return None
+    with planning.at("cropper", config.type):
+        return cast(Cropper, torch_free("croppers", config, "cropper"))
+    return None
+
+
+def new_tokens(planning: Planning, cropper: Cropper | None) -> tuple[str, ...]:
+    """The tokens that the tokenizer must learn: the cropper's, then the box tokenizer's, each once."""
+    tokens = list(cropper.special_tokens()) if cropper is not None else []
+    config = planning.recipe.box_tokenizer
+    if config is not None:
+        with planning.at("box_tokenizer", config.type):
+            tokens += torch_free("box_tokenizers", config, "box_tokenizer").vocabulary()
+    return tuple(dict.fromkeys(tokens))
+
+
+def check_budget(
+    planning: Planning, cropper: Cropper | None, visual: TokenSpec | None, info: LanguageModelInfo | None
+) -> Layouts | None:
+    """The layouts, after checking that the largest picture leaves room for text in the sequence."""
+    limit = planning.recipe.sequence_length
+    if info is not None and limit > info.context_length:
+        planning.fault(
+            "sequence_length",
+            f"{limit} tokens are more than the {info.context_length} the language model can read",
+            f"set `sequence_length: {info.context_length}` or less",
         )
-        patches = tuple(
-            crop * cells * copies + copy * cells + cell
-            for crop, cell in (divmod(patch, cells) for patch in layout.patches)
-            for copy in range(copies)
-        )
-        return TokenLayout(layout.crops, symbols, patches)
+    if cropper is None or visual is None:
+        return None
+    layouts = Layouts(cropper, visual)
+    with planning.at("cropper", planning.recipe.cropper.type if planning.recipe.cropper is not None else "cropper"):
+        largest = layouts.largest
+        if info is not None and largest.tokens >= limit:
+            planning.fault(
+                "sequence_length",
+                f"the largest picture takes {largest.tokens} tokens ({largest.crops} crops of {visual.tokens}), "
+                f"which leaves no room for text in {limit}",
+                f"set at least `sequence_length: {-(-(largest.tokens + 1) // 64) * 64}`, allow fewer crops, or pool more",
+            )
+        return layouts
+    return None

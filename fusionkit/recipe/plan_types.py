@@ -71,7 +71,7 @@ class StreamPlan:
 class Plan:
     """A recipe whose blocks are known to fit: every shape and cost, before any weight exists.
 
-    `visual` is what the injectors get, per crop; `new_tokens` are the tokens to add to the tokenizer, the cropper's
+    `visual` is what the injectors get, per crop, and `visual_source` the name of it; `new_tokens` are the tokens to add to the tokenizer, the cropper's
     first, then the box tokenizer's; `embedding_rows` is 0 without a language model.
     """
 
@@ -80,6 +80,7 @@ class Plan:
     fusion: tuple[Node, ...]
     injectors: tuple[Node, ...]
     visual: TokenSpec
+    visual_source: str
     language_model: LanguageModelInfo | None
     language_model_node: Node | None
     embedding_rows: int
@@ -122,7 +123,5 @@ class Plan:
 
     def _layouts(self) -> Layouts:
         if self.layouts is None:
-            raise UsageError(
-                f"recipe '{self.recipe.name}' has no cropper, so a picture has no token layout (add `cropper: {{type: resize}}`)"
-            )
+            raise UsageError(f"recipe '{self.recipe.name}' has no token layout (add `cropper: {{type: resize}}`)")
         return self.layouts

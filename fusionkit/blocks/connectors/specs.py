@@ -207,6 +207,8 @@ def plan_concat(config: ConcatConfig, inputs: Inputs, target: int | None) -> Blo
         _same(parts, "copies")
         return BlockPlan.of(first.with_width(sum(part.width for part in parts.values())), reads=list(parts.values()))
     _same(parts, "width")
+    if mixed := [name for name, part in parts.items() if part.interleaved]:
+        raise ShapeError(f"cannot add tokens to interleaved ones: {', '.join(mixed)}", field="inputs")
     copies = sum(part.copies for part in parts.values())
     return BlockPlan.of(TokenSpec(first.grid, first.width, first.frame, copies), reads=list(parts.values()))
 
@@ -218,7 +220,9 @@ def plan_interleave(config: InterleaveConfig, inputs: Inputs, target: int | None
     for name, part in parts.items():
         _one_grid(part, name)
     first = next(iter(parts.values()))
-    return BlockPlan.of(TokenSpec(first.grid, first.width, first.frame, len(parts)), reads=list(parts.values()))
+    return BlockPlan.of(
+        TokenSpec(first.grid, first.width, first.frame, len(parts), interleaved=True), reads=list(parts.values())
+    )
 
 
 def plan_weighted_sum(config: WeightedSumConfig, inputs: Inputs, target: int | None) -> BlockPlan:

@@ -1,0 +1,63 @@
+"""Check the addresses a recipe's training names against the parts of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from fusionkit.plugin import input_names
+from fusionkit.recipe.planning import Planning, suggestion
+
+if TYPE_CHECKING:
+    from fusionkit.recipe.schema import Recipe
+
+
+def check_train(planning: Planning) -> None:
+    """Note every address in `trainable` and `learning_rates` that no part of the model has, and unknown streams."""
+    train = planning.recipe.train
+    if train is None:
+        return
+    parts = list(module_addresses(planning.recipe))
+    _check_addresses(planning, "train.learning_rates", train.learning_rates, parts, keyed=True)
+    for name, stage in train.stages.items():
+        address = f"train.stages.{name}"
+        _check_addresses(planning, f"{address}.trainable", stage.trainable, parts, keyed=False)
+        _check_addresses(planning, f"{address}.learning_rates", stage.learning_rates or (), parts, keyed=True)
+        for objective, config in stage.objectives.items():
+            for argument, source in input_names(config).items():
+                if source not in planning.recipe.streams:
+                    place = f"{address}.objectives.{objective}.{argument}"
+                    planning.fault(
+                        place, f"no stream is called `{source}`", suggestion(source, list(planning.recipe.streams))
+                    )
+
+
+def module_addresses(recipe: Recipe) -> Iterator[str]:
+    """The addresses of the model's parts, as they stand in `state_dict`."""
+    for name, stream in recipe.streams.items():
+        yield f"streams.{name}.encoder"
+        yield from (f"streams.{name}.steps.{step}" for step in stream.steps)
+    yield from (f"fusion.{name}" for name in recipe.fusion)
+    yield from (f"injectors.{name}" for name in recipe.injectors)
+    if recipe.language_model is not None:
+        yield "language_model"
+
+
+def _check_addresses(
+    planning: Planning, place: str, addresses: Iterable[str], parts: list[str], *, keyed: bool
+) -> None:
+    for index, address in enumerate(addresses):
+        if not any(_overlap(address, part) for part in parts):
+            at = f"{place}.{address if keyed else index}"
+            planning.fault(at, f"`{address}` is no part of the model", suggestion(address, _prefixes(parts)))
+
+
+def _overlap(address: str, part: str) -> bool:
+    """Whether one address lies within the other; parameters inside a block are not known before it is built."""
+    return f"{part}.".startswith(f"{address}.") or f"{address}.".startswith(f"{part}.")
+
+
+def _prefixes(parts: Iterable[str]) -> list[str]:
+    """All addresses on the way to the parts, shortest first."""
+    found = {".".join(names[: n + 1]) for names in (part.split(".") for part in parts) for n in range(len(names))}
+    return sorted(found - {"streams"}, key=lambda address: (address.count("."), address))
