@@ -44,7 +44,7 @@ def find_blocks(model: nn.Module, name: str) -> tuple[Blocks, ...]:
     if _is_list(blocks) and features and len({feature["reduction"] for feature in features}) == 1:
         height, width = _pair(cast(Any, model).patch_embed.patch_size)
         return (Blocks(model, "blocks", (height, width), int(cast(Any, model).embed_dim)),)
-    stages = list(stages) if _is_list(stages) else []
+    stages = list(cast(Sequence[nn.Module], stages)) if _is_list(stages) else []
     if stages and len(features) == len(stages) and all(_is_list(getattr(s, "blocks", None)) for s in stages):
         return tuple(
             Blocks(stage, "blocks", _pair(feature["reduction"]), int(feature["num_chs"]), index)

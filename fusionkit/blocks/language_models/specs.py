@@ -9,7 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fusionkit import architectures
 from fusionkit.blocks.language_models.counts import Decoder, read_decoder, unknown_fields
@@ -31,10 +40,6 @@ class NewRows(BaseModel):
     )
 
 
-def _default_weights(data: dict[str, Any]) -> str:
-    return "random" if data.get("model") is None else "pretrained"
-
-
 class CausalConfig(BlockConfig):
     """A decoder of the transformers library, named or described."""
 
@@ -46,10 +51,10 @@ class CausalConfig(BlockConfig):
         None,
         description="transformers config fields, `model_type` (llama, qwen2, qwen3, lfm2) among them; or give `model`.",
     )
-    weights: str = Field(
-        default_factory=_default_weights,
+    weights: str | None = Field(
+        None,
         min_length=1,
-        description="`pretrained`, `random`, or a folder of safetensors; `pretrained` with `model`, else `random`.",
+        description="`pretrained`, `random`, or a folder of safetensors. If not given: `pretrained` with `model`, else `random`.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of the hub id.")
     tokenizer: str | None = Field(
@@ -65,6 +70,11 @@ class CausalConfig(BlockConfig):
             if unknown := unknown_fields(config):
                 raise ValueError(f"{', '.join(unknown)}: not a field of model_type {config['model_type']}")
         return config
+
+    @field_validator("weights")
+    @classmethod
+    def _filled(cls, weights: str | None, info: ValidationInfo) -> str:
+        return weights or ("random" if info.data.get("model") is None else "pretrained")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
