@@ -13,6 +13,7 @@ FusionkitError
 │   └── PluginApiError       made for another plugin API version
 ├── BuildError               a planned block failed to construct
 ├── ShapeError               a tensor does not have the planned shape
+├── NumericsError            a computation gave NaN or lost the precision it promises
 ├── CheckpointError          missing, incomplete or damaged checkpoint
 ├── BoxDecodeError           text is not a well-formed box or point (strict parsing only)
 ├── DataError                a sample, file or picture cannot be used
@@ -127,6 +128,10 @@ class ShapeError(FusionkitError):
         self.message = message
         self.field = field
         self.hint = hint
+
+
+class NumericsError(FusionkitError):
+    """A computation gave NaN, or lost the precision it promises."""
 
 
 class CheckpointError(FusionkitError):

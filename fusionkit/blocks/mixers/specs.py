@@ -157,9 +157,7 @@ def plan_orthogonal(config: OrthogonalConfig, inputs: Inputs, target_width: int 
     skews = maps * _skew_count(max(width, stack.width))
     return BlockPlan.of(
         stack.tokens.with_width(width),
-        params=maps * _skew_count(max(width, stack.width))
-        + _logit_count(config, stack)
-        + 2 * stack.depth * stack.width,
+        params=skews + _logit_count(config, stack) + 2 * stack.depth * stack.width,
         flops=maps * 2 * stack.tokens.tokens * stack.width * width,
         reads=[stack],
     )
