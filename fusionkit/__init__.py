@@ -16,7 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusionkit.model import build, load
+    from fusionkit.model.build import build
+    from fusionkit.model.checkpoint import load_checkpoint as load
     from fusionkit.model.create import create
     from fusionkit.model.runtime import Runtime
     from fusionkit.ops.orthogonal import step
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["Runtime", "__version__", "build", "create", "load", "load_recipe", "override", "plan", "step"]
 
 _HOMES = {
-    "Runtime": "fusionkit.model.runtime",
-    "build": "fusionkit.model",
-    "create": "fusionkit.model.create",
-    "load": "fusionkit.model",
-    "load_recipe": "fusionkit.recipe",
-    "override": "fusionkit.registry",
-    "plan": "fusionkit.recipe.plan",
-    "step": "fusionkit.ops.orthogonal",
+    "Runtime": ("fusionkit.model.runtime", "Runtime"),
+    "build": ("fusionkit.model.build", "build"),
+    "create": ("fusionkit.model.create", "create"),
+    "load": ("fusionkit.model.checkpoint", "load_checkpoint"),
+    "load_recipe": ("fusionkit.recipe", "load_recipe"),
+    "override": ("fusionkit.registry", "override"),
+    "plan": ("fusionkit.recipe.plan", "plan"),
+    "step": ("fusionkit.ops.orthogonal", "step"),
 }
 
 
@@ -46,7 +47,8 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("fusionkit")
     elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+        module, attribute = _HOMES[name]
+        value = getattr(import_module(module), attribute)
     else:
         raise AttributeError(f"module 'fusionkit' has no attribute '{name}'")
     globals()[name] = value

@@ -56,6 +56,7 @@ __all__ = [
     "TokenSpec",
     "Turn",
     "Width",
+    "input_fields",
     "input_names",
     "resolve_width",
 ]
@@ -173,6 +174,13 @@ def resolve_width(width: int | Like | None, target: int | None, default: int) ->
     return target if target is not None else default
 
 
+def input_fields(config: type[BlockConfig]) -> tuple[str, ...]:
+    """The fields of a step's config that name what it reads: those of type `InputName`, or a tuple of it."""
+    return tuple(
+        name for name, info in config.model_fields.items() if _mentions_reference(info.annotation, info.metadata)
+    )
+
+
 def input_names(config: BlockConfig) -> dict[str, str]:
     """What a step reads: argument name -> source name, from the fields of type `InputName`.
 
@@ -180,9 +188,7 @@ def input_names(config: BlockConfig) -> dict[str, str]:
     name (a dot becomes an underscore).
     """
     found: dict[str, str] = {}
-    for name, info in type(config).model_fields.items():
-        if not _mentions_reference(info.annotation, info.metadata):
-            continue
+    for name in input_fields(type(config)):
         value = getattr(config, name)
         if isinstance(value, str):
             found[name] = value
@@ -359,6 +365,13 @@ class BlockSite:
     @property
     def input(self) -> TokenSpec | LayerStackSpec:
         return self.inputs["input"]
+
+    def tokens(self, name: str = "input") -> TokenSpec:
+        """The planned tokens of one input; raises ShapeError if it is a stack of layers."""
+        spec = self.inputs[name]
+        if isinstance(spec, LayerStackSpec):
+            raise ShapeError(f"{self.address or 'block'}: input '{name}' is {spec}; expected tokens")
+        return spec
 
     @property
     def output(self) -> TokenSpec:

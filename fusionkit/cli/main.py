@@ -43,7 +43,8 @@ VERBS = {
     "train": Verb("fusionkit.cli.train", "Train a recipe, or resume, or use your own data."),
     "evaluate": Verb("fusionkit.cli.evaluate", "Score a checkpoint on held-out data."),
     "ask": Verb("fusionkit.cli.ask", "Ask a checkpoint about a picture; draws boxes."),
-    "data": Verb("fusionkit.cli.data", "Check your own training data."),
+    "data": Verb("fusionkit.cli.data", "Check your own training data, or write sample questions."),
+    "demo": Verb("fusionkit.cli.demo", "See it all: list, plan, train, evaluate and ask, in minutes."),
 }
 
 TRACEBACK = "--traceback"
