@@ -61,9 +61,8 @@ def make_cropper(planning: Planning) -> Cropper | None:
         if planning.recipe.language_model is not None:
             planning.fault("cropper", "missing: how does a picture become crops?", "add `cropper: {type: resize}`")
         return None
-    with planning.at("cropper", config.type):
-        return cast(Cropper, torch_free("croppers", config, "cropper"))
-    return None
+    made = planning.attempt("cropper", config.type, lambda: torch_free("croppers", config, "cropper"))
+    return cast(Cropper | None, made)
 
 
 def new_tokens(planning: Planning, cropper: Cropper | None) -> tuple[str, ...]:
@@ -71,8 +70,10 @@ def new_tokens(planning: Planning, cropper: Cropper | None) -> tuple[str, ...]:
     tokens = list(cropper.special_tokens()) if cropper is not None else []
     config = planning.recipe.box_tokenizer
     if config is not None:
-        with planning.at("box_tokenizer", config.type):
-            tokens += torch_free("box_tokenizers", config, "box_tokenizer").vocabulary()
+        made = planning.attempt(
+            "box_tokenizer", config.type, lambda: torch_free("box_tokenizers", config, "box_tokenizer")
+        )
+        tokens += made.vocabulary() if made is not None else ()
     return tuple(dict.fromkeys(tokens))
 
 
@@ -90,14 +91,12 @@ def check_budget(
     if cropper is None or visual is None:
         return None
     layouts = Layouts(cropper, visual)
-    with planning.at("cropper", planning.recipe.cropper.type if planning.recipe.cropper is not None else "cropper"):
-        largest = layouts.largest
-        if info is not None and largest.tokens >= limit:
-            planning.fault(
-                "sequence_length",
-                f"the largest picture takes {largest.tokens} tokens ({largest.crops} crops of {visual.tokens}), "
-                f"which leaves no room for text in {limit}",
-                f"set at least `sequence_length: {-(-(largest.tokens + 1) // 64) * 64}`, allow fewer crops, or pool more",
-            )
-        return layouts
-    return None
+    largest = planning.attempt("cropper", type(cropper).__name__, lambda: layouts.largest)
+    if largest is not None and info is not None and largest.tokens >= limit:
+        planning.fault(
+            "sequence_length",
+            f"the largest picture takes {largest.tokens} tokens ({largest.crops} crops of {visual.tokens}), "
+            f"which leaves no room for text in {limit}",
+            f"set at least `sequence_length: {-(-(largest.tokens + 1) // 64) * 64}`, allow fewer crops, or pool more",
+        )
+    return layouts if largest is not None else None

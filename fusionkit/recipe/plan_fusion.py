@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fusionkit import registry
+from fusionkit.errors import PluginError
 from fusionkit.geometry import TokenSpec
 from fusionkit.plugin import BlockPlan, BlockSite, LanguageModelInfo
 from fusionkit.recipe.plan_streams import resolve_like
@@ -31,16 +32,15 @@ def describe_language_model(planning: Planning) -> LanguageModelInfo | None:
     config = planning.recipe.language_model
     if config is None:
         return None
-    address = "language_model"
-    with planning.at(address, config.type):
-        describe = registry.spec("language_models", config.type).describe
-        info = describe(config) if describe is not None else None
-        if isinstance(info, LanguageModelInfo):
-            return info
-        planning.fault(
-            address, f"`{config.type}` does not describe itself as a language model", "report it to its author"
-        )
-    return None
+
+    def describe() -> LanguageModelInfo:
+        spec = registry.spec("language_models", config.type)
+        info = spec.describe(config) if spec.describe is not None else None
+        if not isinstance(info, LanguageModelInfo):
+            raise PluginError(f"`{config.type}` does not describe itself as a language model (report it to its author)")
+        return info
+
+    return planning.attempt("language_model", config.type, describe)
 
 
 def plan_fusion(

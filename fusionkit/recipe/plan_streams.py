@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fusionkit import registry
-from fusionkit.geometry import LayerStackSpec, TokenSpec
+from fusionkit.errors import PluginError, ShapeError
+from fusionkit.geometry import Grid, LayerStackSpec, TokenSpec
 from fusionkit.plugin import BlockConfig, BlockPlan, BlockSite, EncoderInfo
 from fusionkit.recipe.plan_types import ENCODER, Node, StreamPlan
 from fusionkit.recipe.plan_wiring import outputs_of, shapes_of, wire_stream
@@ -95,14 +96,16 @@ def _plan_stream(planning: Planning, name: str, stream: Stream, widths: Mapping[
     described = _describe(planning, f"{address}.encoder", stream.encoder)
     if described is None:
         return None
-    info, stack_tokens = described
+    info, grid = described
     layers = _select(planning, f"{address}.select", stream.select, info)
     if layers is None:
         return None
-    stack = LayerStackSpec(layers, stack_tokens.grid, info.width, stack_tokens.frame)
-    encoder: Node | None = None
-    with planning.at(f"{address}.encoder", stream.encoder.type):
-        encoder = _encoder_node(f"{address}.encoder", stream.encoder, info, stack)
+    stack = LayerStackSpec(layers, grid, info.width)
+    encoder = planning.attempt(
+        f"{address}.encoder",
+        stream.encoder.type,
+        lambda: _encoder_node(f"{address}.encoder", stream.encoder, info, stack),
+    )
     steps = _plan_steps(planning, name, stream.steps, stack, widths)
     if encoder is None or steps is None:
         return None
@@ -110,25 +113,25 @@ def _plan_stream(planning: Planning, name: str, stream: Stream, widths: Mapping[
     return StreamPlan(name, info, layers, stack, encoder, steps, output)
 
 
-def _describe(planning: Planning, address: str, config: BlockConfig) -> tuple[EncoderInfo, TokenSpec] | None:
-    with planning.at(address, config.type):
-        describe = registry.spec("encoders", config.type).describe
-        info = describe(config) if describe is not None else None
-        if isinstance(info, EncoderInfo):
-            return info, TokenSpec(info.grid, info.width)
-        planning.fault(address, f"`{config.type}` does not describe itself as an encoder", "report it to its author")
-    return None
+def _describe(planning: Planning, address: str, config: BlockConfig) -> tuple[EncoderInfo, Grid] | None:
+    def describe() -> tuple[EncoderInfo, Grid]:
+        spec = registry.spec("encoders", config.type)
+        info = spec.describe(config) if spec.describe is not None else None
+        if not isinstance(info, EncoderInfo):
+            raise PluginError(f"`{config.type}` does not describe itself as an encoder (report it to its author)")
+        return info, info.grid
+
+    return planning.attempt(address, config.type, describe)
 
 
 def _select(planning: Planning, address: str, config: BlockConfig, info: EncoderInfo) -> tuple[int, ...] | None:
-    with planning.at(address, config.type):
+    def select() -> tuple[int, ...]:
         layers = tuple(torch_free("selectors", config, address).layers(info))
-        if layers and list(layers) == sorted(set(layers)) and layers[0] >= 0 and layers[-1] <= info.depth:
-            return layers
-        planning.fault(
-            address, f"expected sorted, unique layers within 0..{info.depth}, got {list(layers)}", "choose other layers"
-        )
-    return None
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > info.depth:
+            raise ShapeError(f"expected sorted, unique layers within 0..{info.depth}, got {list(layers)}")
+        return layers
+
+    return planning.attempt(address, config.type, select)
 
 
 def _encoder_node(address: str, config: BlockConfig, info: EncoderInfo, stack: LayerStackSpec) -> Node:

@@ -6,11 +6,10 @@ that every problem is reported once, where it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusionkit import registry
 from fusionkit.errors import FusionkitError, PluginError, Problem, ShapeError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from fusionkit.recipe.schema import Recipe
 
 Shape = TokenSpec | LayerStackSpec
+T = TypeVar("T")
 
 
 class Planning:
@@ -37,11 +37,10 @@ class Planning:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    @contextmanager
-    def at(self, address: str, block: str) -> Iterator[None]:
-        """Turn what the code of `block` raises into a problem at `address`, or at the field of it that is at fault."""
+    def attempt(self, address: str, block: str, call: Callable[[], T]) -> T | None:
+        """What `call` returns; None if the code of `block` raises, which becomes a problem at its address or field."""
         try:
-            yield
+            return call()
         except ShapeError as error:
             self.fault(f"{address}.{error.field}" if error.field else address, error.message, error.hint)
         except FusionkitError as error:
@@ -50,6 +49,7 @@ class Planning:
             # A planner is third-party code: what it raises by mistake must name the block, not look like our fault.
             cause = f"{type(error).__name__}: {error}"
             raise PluginError(f"{address}: {block} could not be planned ({cause}); report it to its author") from error
+        return None
 
     def node(
         self,
@@ -62,9 +62,7 @@ class Planning:
     ) -> Node | None:
         """Plan one step or injector; None when it does not fit (the problem is noted)."""
         spec = registry.spec(family, config.type)
-        planned: BlockPlan | None = None
-        with self.at(address, spec.address):
-            planned = plan_block(spec, config, inputs, target_width)
+        planned = self.attempt(address, spec.address, lambda: plan_block(spec, config, inputs, target_width))
         if planned is None:
             return None
         site = BlockSite(address=address, inputs=MappingProxyType(dict(inputs)), plan=planned)
