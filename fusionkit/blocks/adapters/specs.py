@@ -165,7 +165,7 @@ MLP = BlockSpec(
     family="adapters",
     config=MlpConfig,
     plan=plan_mlp,
-    factory="fusionkit.blocks.adapters.mlp:Mlp",
+    factory="fusionkit.blocks.adapters.mlp:make_mlp",
     summary="An MLP per token: gelu (LLaVA, InternVL) or swiglu (Molmo); the usual projector.",
     paper="LLaVA-1.5 2310.03744; Molmo 2409.17146",
     equation="gelu: y = W_2 gelu(W_1 x + b_1) + b_2;  swiglu: y = W_2 (silu(W_1 x) * W_3 x)",

@@ -204,11 +204,12 @@ def plan_concat(config: ConcatConfig, inputs: Inputs, target: int | None) -> Blo
     _same_grid(parts)
     first = next(iter(parts.values()))
     if config.axis == "channel":
-        _same(parts, "copies")
+        _same(parts, "order")
         return BlockPlan.of(first.with_width(sum(part.width for part in parts.values())), reads=list(parts.values()))
     _same(parts, "width")
-    if mixed := [name for name, part in parts.items() if part.interleaved]:
-        raise ShapeError(f"cannot add tokens to interleaved ones: {', '.join(mixed)}", field="inputs")
+    for name, part in parts.items():
+        if part.interleaved:
+            raise ShapeError(f"'{name}' is interleaved; no grid may follow on it", field="inputs", hint="concat first")
     copies = sum(part.copies for part in parts.values())
     return BlockPlan.of(TokenSpec(first.grid, first.width, first.frame, copies), reads=list(parts.values()))
 
@@ -229,7 +230,7 @@ def plan_weighted_sum(config: WeightedSumConfig, inputs: Inputs, target: int | N
     parts = _all_tokens(inputs)
     _same_grid(parts)
     _same(parts, "width")
-    _same(parts, "copies")
+    _same(parts, "order")
     first = next(iter(parts.values()))
     return BlockPlan.of(first, params=0 if config.learn == "no" else len(parts), reads=list(parts.values()))
 
@@ -262,8 +263,11 @@ def _same_grid(parts: Mapping[str, TokenSpec]) -> None:
         raise ShapeError(f"inputs {', '.join(parts)} cover different parts of the crop", field="inputs")
 
 
-def _same(parts: Mapping[str, TokenSpec], what: Literal["width", "copies"]) -> None:
-    values = {name: getattr(part, what) for name, part in parts.items()}
+def _same(parts: Mapping[str, TokenSpec], what: Literal["width", "order"]) -> None:
+    values: dict[str, object] = {
+        name: part.width if what == "width" else f"{part.copies} {'interleaved' if part.interleaved else 'in a row'}"
+        for name, part in parts.items()
+    }
     if len(set(values.values())) > 1:
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
         hint = "add a linear adapter to bring them to one width" if what == "width" else ""
