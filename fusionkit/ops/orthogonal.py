@@ -35,11 +35,15 @@ def skew_matrix(skew_LP: Tensor, n: int) -> Tensor:
     return lower - lower.mT
 
 
+def strict_lower(a_LNN: Tensor) -> Tensor:
+    """The strict lower triangles [L, n(n-1)/2], row by row: the inverse of `skew_matrix`."""
+    rows, columns = torch.tril_indices(a_LNN.shape[-1], a_LNN.shape[-1], -1, device=a_LNN.device)
+    return a_LNN[:, rows, columns]
+
+
 def _skew_gradient(grad_LNN: Tensor) -> Tensor:
-    """Gradient of the strict lower triangle, from the gradient of A: the two places it stands in, one negated."""
-    n = grad_LNN.shape[-1]
-    rows, columns = torch.tril_indices(n, n, -1, device=grad_LNN.device)
-    return (grad_LNN - grad_LNN.mT)[:, rows, columns]
+    """Gradient of the strict lower triangle from that of A, where each number stands twice, once negated."""
+    return strict_lower(grad_LNN - grad_LNN.mT)
 
 
 # -------------------------------------------------------------------------------------------------- Cayley
@@ -165,7 +169,7 @@ def orthogonal_matrices(
     skew_LP = at_least_fp32(skew_LP)
     square = cast(Tensor, (cayley if map == "cayley" else exponential)(skew_LP, n))
     if base_LMD is None:
-        return square[:, :width_out, :width_in]
+        return square[:, :width_out, :width_in].contiguous()
     base_LMD = base_LMD.to(square.dtype)
     factors = (base_LMD, square) if width_out <= width_in else (square, base_LMD)
     return cast(Tensor, full_matmul(*factors))
