@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,9 +12,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from fusionkit import discovery, registry
-from fusionkit.errors import BuildError, FusionkitError, Problem, RecipeValidationError, UsageError
+from fusionkit.errors import BuildError, FusionkitError, RecipeError, RecipeValidationError, UsageError
 from fusionkit.geometry import LayerStackSpec, TokenSpec
 from fusionkit.plugin import STEP_FAMILIES, BlockConfig, BlockSite, BlockSpec, input_fields, input_names
+from fusionkit.recipe.mapping_source import from_mapping
+from fusionkit.recipe.problems import translate
+from fusionkit.recipe.schema import Step
+from fusionkit.recipe.section import Section
 
 Shape = TokenSpec | LayerStackSpec
 
@@ -66,16 +71,27 @@ def _step(name: str) -> BlockSpec:
     return registry.spec(family, block)
 
 
+class _OneStep(Section):
+    """The smallest part of a recipe that holds a step, so that wrong options read as they do in recipes."""
+
+    fusion: dict[str, Step]
+
+
 def _configure(spec: BlockSpec, inputs: Mapping[str, Shape], options: Mapping[str, Any]) -> BlockConfig:
     """The checked config; fields that name what a step reads are filled in from the names of `inputs`."""
-    values = {"type": spec.name, **_input_options(spec.config, inputs), **options}
+    values = {"fusion": {"step": {"type": spec.name, **_input_options(spec.config, inputs), **options}}}
     try:
-        # By way of JSON, as recipes are: lists stand for tuples, and nothing is coerced.
-        return spec.config.model_validate_json(json.dumps(values))
-    except TypeError as error:
-        raise UsageError(f"{spec.address}: options are numbers, texts, lists and mappings ({error})") from error
-    except ValidationError as error:
-        raise RecipeValidationError(_problem(spec, fault) for fault in error.errors(include_url=False)) from error
+        tree = from_mapping(values, spec.address)
+        try:
+            # By way of JSON, as recipes are: lists stand for tuples, and nothing is coerced.
+            return _OneStep.model_validate_json(json.dumps(values)).fusion["step"]
+        except ValidationError as error:
+            raise RecipeValidationError(translate(error, tree)) from error
+    except RecipeError as error:
+        raise RecipeValidationError(
+            replace(problem, address=problem.address.removeprefix("fusion.step").lstrip("."))
+            for problem in error.problems
+        ) from error
 
 
 def _input_options(config: type[BlockConfig], inputs: Mapping[str, Shape]) -> dict[str, Any]:
@@ -87,11 +103,6 @@ def _input_options(config: type[BlockConfig], inputs: Mapping[str, Shape]) -> di
     rest = [name for name in inputs if name not in scalars]
     lists = [name for name in fields if name not in inputs and config.model_fields[name].is_required()]
     return {**scalars, **({lists[0]: rest} if rest and len(lists) == 1 else {})}
-
-
-def _problem(spec: BlockSpec, fault: Any) -> Problem:
-    address = ".".join(str(part) for part in fault["loc"])
-    return Problem(spec.address, 0, 0, address, f"{fault['msg']}, got {fault['input']!r}", "see `fusionkit show`")
 
 
 def _listed(names: Any) -> str:
