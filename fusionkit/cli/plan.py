@@ -1,0 +1,156 @@
+"""`fusionkit plan`: shapes, tokens, parameters and costs of a recipe, before anything is built."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fusionkit.cli.options import JsonOption, PluginOption, RecipeArg, SetOption, open_recipe
+from fusionkit.cli.output import emit, emit_json, heading, table
+from fusionkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from fusionkit.cli.plan_meta import Comparison
+    from fusionkit.geometry import Size
+    from fusionkit.recipe.plan import Plan
+    from fusionkit.recipe.plan_table import Picture
+
+MAX_SIDE = 100_000
+"""Pictures beyond this side are refused before their layout is counted."""
+
+
+def command(
+    recipe: RecipeArg,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image", metavar="WxH", help="Also count the tokens of a picture of this size. May be repeated."
+        ),
+    ] = None,
+    meta: Annotated[
+        bool,
+        typer.Option("--meta", help="Build it on the meta device (imports torch, reads no weights) and compare."),
+    ] = False,
+    json: JsonOption = False,
+    set: SetOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Show what a recipe will build: every block's grid, tokens, width, parameters and costs.
+
+    FLOPs and activations are for one crop, forward, at 4 bytes a number; the language model's are for one sequence
+    with the largest picture. Blocks that do not fit are reported with their line and a fix, all at once.
+
+    \b
+    fusionkit plan tiny
+    fusionkit plan recipes/mine.yaml --image 1024x768 --image 640x480
+    fusionkit plan recipes/mine.yaml --set cropper.max_crops=6
+    fusionkit plan come_vl --meta
+    """
+    sizes = [parse_size(text) for text in image or ()]
+    opened = open_recipe(recipe, set, plugin)
+    comparison = None
+    if meta:
+        from fusionkit.cli.plan_meta import compare
+
+        plan, comparison = compare(opened)
+    else:
+        from fusionkit.recipe.plan import plan as plan_recipe
+
+        plan = plan_recipe(opened)
+    if json:
+        emit_json(as_json(plan, sizes, comparison))
+    else:
+        show(plan, sizes, comparison)
+    if comparison is not None and not comparison.equal:
+        raise typer.Exit(2)
+
+
+def parse_size(text: str) -> Size:
+    """A picture's size from `WIDTHxHEIGHT`."""
+    from fusionkit.geometry import Size
+
+    found = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
+    if not found or not all(1 <= int(side) <= MAX_SIDE for side in found.groups()):
+        raise UsageError(f"--image {text}: expected WIDTHxHEIGHT in pixels, for example 1024x768")
+    return Size(int(found[1]), int(found[2]))
+
+
+def as_json(plan: Plan, sizes: list[Size], comparison: Comparison | None) -> dict[str, Any]:
+    """Everything the text shows, as JSON-able values."""
+    from fusionkit.recipe.plan_table import picture, picture_dict
+
+    data = plan.to_dict()
+    data["pictures"] = [picture_dict(picture(plan, size)) for size in sizes]
+    if comparison is not None:
+        data["meta"] = {
+            "equal": comparison.equal,
+            "planned": plan.parameters,
+            "built": comparison.built,
+            "differences": [
+                {"address": address, "planned": planned, "built": built}
+                for address, planned, built in comparison.differences
+            ],
+        }
+    return data
+
+
+def show(plan: Plan, sizes: list[Size], comparison: Comparison | None) -> None:
+    """Print the plan as text."""
+    from fusionkit.recipe.plan_table import COLUMNS, NUMBERS, parts, picture, rows
+
+    heading(f"{plan.recipe.name}: {plan.recipe.summary}" if plan.recipe.summary else plan.recipe.name)
+    emit()
+    table(COLUMNS, rows(plan), right=NUMBERS)
+    emit()
+    shares = ", ".join(f"{name} {count:,}" for name, count in parts(plan).items() if count)
+    emit(f"parameters    {plan.parameters:,}" + (f" ({shares})" if shares else ""))
+    emit(f"visual tokens {plan.visual} per crop, from `{plan.visual_source}`")
+    if plan.language_model is not None:
+        rows_text = f"{plan.language_model.vocab_size:,} -> {plan.embedding_rows:,} embedding rows"
+        emit(f"new tokens    {len(plan.new_tokens):,}; {rows_text}")
+    if plan.layouts is not None:
+        limit = plan.recipe.sequence_length
+        emit()
+        found = [picture(plan), *(picture(plan, size) for size in sizes)]
+        columns = ("picture", "crops", "visual tokens", "all its tokens", f"left of {limit:,}", "FLOPs")
+        table(columns, [_picture_row(each) for each in found], right=frozenset(columns[1:]))
+    _show_licences(plan)
+    if comparison is not None:
+        _show_comparison(plan, comparison)
+
+
+def _picture_row(found: Picture) -> tuple[str, ...]:
+    from fusionkit.recipe.plan_table import scaled
+
+    name = "largest" if found.size is None else str(found.size)
+    return (
+        name,
+        str(found.crops),
+        f"{found.visual_tokens:,}",
+        f"{found.tokens:,}",
+        f"{found.room:,}",
+        scaled(found.flops),
+    )
+
+
+def _show_licences(plan: Plan) -> None:
+    from fusionkit.recipe.plan_table import licences
+
+    found = [(each.address, each.name, each.licence, each.note) for each in licences(plan)]
+    if found:
+        emit()
+        table(("part", "model", "licence", "note"), found)
+
+
+def _show_comparison(plan: Plan, comparison: Comparison) -> None:
+    emit()
+    if comparison.equal:
+        emit(f"built on meta: {comparison.built:,} parameters, as planned at each of {len(plan.nodes)} addresses")
+        return
+    table(
+        ("built on meta", "planned", "built"),
+        [(address, f"{planned:,}", f"{built:,}") for address, planned, built in comparison.differences],
+        right=frozenset({"planned", "built"}),
+    )
