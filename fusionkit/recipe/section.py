@@ -7,22 +7,37 @@ that name and holds an instance of the spec's own config class. Nothing is impor
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidationInfo
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from fusionkit import registry
-from fusionkit.errors import PluginError, UnknownBlockError
+from fusionkit.errors import PluginError
 from fusionkit.plugin import FAMILIES, BlockConfig, BlockSpec
+from fusionkit.recipe.source import shorten
 
 STEP = "step"
 """Stands for all step families: their names are unique, so a step needs only its `type`."""
 
 FAMILY_KEY = "x-fusionkit-family"
 """Marks, in the JSON schema of `Recipe`, where the blocks of a family go (see `recipe.export`)."""
+
+
+MAX_FAILED_LOOKUPS = 10
+"""A name that is not installed makes the registry read all metadata anew; a recipe of many such names may not."""
+
+_BLOCK_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?")
+
+
+@dataclass(slots=True)
+class Lookups:
+    """What one validation has asked the registry for in vain; passed as pydantic's context."""
+
+    failed: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 class Section(BaseModel):
@@ -39,8 +54,8 @@ class BlockOf:
     short: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            self.validate,
+        return core_schema.with_info_plain_validator_function(
+            self._validate,
             serialization=core_schema.plain_serializer_function_ser_schema(dump_block),
         )
 
@@ -53,9 +68,10 @@ class BlockOf:
         return STEP if self.family == STEP else FAMILIES[self.family].singular
 
     def spec(self, name: str) -> BlockSpec:
+        """The spec of the block of that name; raises as `registry.spec` does."""
         return registry.step_spec(name) if self.family == STEP else registry.spec(self.family, name)
 
-    def validate(self, value: Any) -> BlockConfig:
+    def _validate(self, value: Any, info: ValidationInfo) -> BlockConfig:
         """The config of the block that `value` describes.
 
         Raises: ValidationError, with addresses below this block, whatever is wrong with it.
@@ -65,23 +81,30 @@ class BlockOf:
         if self.short and isinstance(value, str):
             value = {"type": value}
         if not isinstance(value, Mapping):
-            raise PydanticCustomError(
-                "block_type", "must be a {kind}: a mapping with a `type`", {"kind": self.kind, "family": self.family}
-            )
+            raise PydanticCustomError("block_type", "must be a {kind}: a mapping with a `type`", {"kind": self.kind})
         name = value.get("type")
         if name is None:
-            raise _error("missing_block_type", f"missing: which {self.kind} is it?", self._hint(), value)
+            raise _error(f"missing: which {self.kind} is it?", self._where_to_look(), None)
         if not isinstance(name, str):
-            raise _error("block_name", "must be the name of a block", self._hint(), name)
-        try:
-            spec = self.spec(name)
-        except UnknownBlockError as error:
-            raise _error("unknown_block", str(error), "", name) from error
-        except PluginError as error:
-            raise _error("broken_block", str(error), "", name) from error
-        return spec.config.model_validate_json(json.dumps(value))
+            raise _error("must be the name of a block", self._where_to_look(), name)
+        return self._find(name, info.context).config.model_validate_json(json.dumps(value))
 
-    def _hint(self) -> str:
+    def _find(self, name: str, lookups: Any) -> BlockSpec:
+        """The spec of that name; raises ValidationError, at `type`."""
+        if not _BLOCK_NAME.fullmatch(name):
+            raise _error(f"'{shorten(name)}' is not the name of a block", self._where_to_look(), name)
+        if isinstance(lookups, Lookups) and (self.family, name) in lookups.failed:
+            raise _error(lookups.failed[self.family, name], "", name)
+        if isinstance(lookups, Lookups) and len(lookups.failed) >= MAX_FAILED_LOOKUPS:
+            raise _error("not looked up, after so many names that were not found", self._where_to_look(), name)
+        try:
+            return self.spec(name)
+        except PluginError as error:
+            if isinstance(lookups, Lookups):
+                lookups.failed[self.family, name] = str(error)
+            raise _error(str(error), "", name) from error
+
+    def _where_to_look(self) -> str:
         return (
             f"`fusionkit list` shows the {self.kind}s" if self.family == STEP else f"see `fusionkit list {self.family}`"
         )
@@ -92,8 +115,8 @@ def dump_block(block: BlockConfig) -> dict[str, Any]:
     return block.model_dump(mode="json", by_alias=True)
 
 
-def _error(kind: str, message: str, hint: str, value: Any) -> ValidationError:
+def _error(message: str, hint: str, value: Any) -> ValidationError:
     """An error that stands at the block's `type`."""
     # The message goes in as a value: braces in it must not be read as a template.
-    fault = PydanticCustomError("block", "{message}", {"kind": kind, "message": message, "hint": hint})
+    fault = PydanticCustomError("block", "{message}", {"message": message, "hint": hint})
     return ValidationError.from_exception_data("block", [InitErrorDetails(type=fault, loc=("type",), input=value)])
