@@ -148,10 +148,10 @@ class _Measured:
 
 
 def _measure(name: str, place: int, grid: tuple[int, int], deepest: int) -> _Measured:
-    fixed = _is_list(getattr(probe := create_on_meta(name), "blocks", None))
+    probe = create_on_meta(name)
     stride = find_blocks(probe, name)[place].stride
     size = (grid[0] * stride[0], grid[1] * stride[1])
-    model = create_on_meta(name, size) if fixed else probe
+    model = create_on_meta(name, size) if cast(Any, probe).pretrained_cfg.get("fixed_input_size") else probe
     prune(model, find_blocks(model, name)[place], deepest)
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
