@@ -1,0 +1,130 @@
+"""`causal`: a decoder of the transformers library."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from fusionkit.blocks.language_models.specs import CausalConfig, decoder_config
+from fusionkit.errors import BuildError
+from fusionkit.hub import check_reachable, not_to_be_had
+from fusionkit.plugin import BlockSite, LanguageModelInfo
+
+PRETRAINED, RANDOM = "pretrained", "random"
+_AUTO: Any = AutoModelForCausalLM
+_WAYS_ON = "give `model:` (or `weights:`) the folder of a snapshot"
+
+
+class _GpuAdvice(logging.Filter):
+    """Drops the advice to install a CUDA kernel for short convolutions on machines that have no such device."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return torch.cuda.is_available() or "causal_conv1d" not in record.getMessage()
+
+
+logging.getLogger("transformers.integrations.hub_kernels").addFilter(_GpuAdvice())
+
+
+def build_causal(config: CausalConfig, site: BlockSite) -> PreTrainedModel:
+    """The decoder with `site.rows` embedding rows (as many as it has, if 0), on the current default device.
+
+    Rows beyond the pretrained ones are there but not yet meant: the caller initialises them. On the meta device no
+    weights are read; rotary frequencies are computed at the first call after the weights have storage.
+
+    Raises BuildError when the weights cannot be had or do not fit, or the decoder is not the planned one.
+    """
+    info = site.info
+    if not isinstance(info, LanguageModelInfo):
+        raise BuildError(f"{site.address or 'language model'}: needs `info` (describe_causal(config)) in its site")
+    rows = site.rows or info.vocab_size
+    on_meta = torch.get_default_device().type == "meta"
+    model = _random(config, rows) if on_meta or config.weights == RANDOM else _loaded(config, info, rows)
+    if on_meta:
+        _compute_rotary_at_first_call(model)
+    planned, found = info.count_params(rows), sum(parameter.numel() for parameter in model.parameters())
+    if planned != found:
+        raise BuildError(f"{info.name}: planned {planned} parameters with {rows} embedding rows, the model has {found}")
+    return model
+
+
+def library_config(config: CausalConfig, rows: int) -> PreTrainedConfig:
+    """The transformers config of the decoder, with `rows` embedding rows."""
+    facts = {**decoder_config(config), "vocab_size": rows}
+    model_type = facts.pop("model_type")
+    # What transformers would take instead differs between model types (Qwen2: 32).
+    facts.setdefault("num_key_value_heads", facts["num_attention_heads"])
+    return AutoConfig.for_model(model_type, **facts)
+
+
+def _random(config: CausalConfig, rows: int) -> PreTrainedModel:
+    described = library_config(config, rows)
+    return cast(PreTrainedModel, _AUTO.from_config(described, dtype=torch.get_default_dtype()))
+
+
+def _loaded(config: CausalConfig, info: LanguageModelInfo, rows: int) -> PreTrainedModel:
+    """The decoder with its weights, in the default precision, its embedding grown from the stored rows to `rows`."""
+    source = str(config.model) if config.weights == PRETRAINED else str(config.weights)
+    described = library_config(config, info.vocab_size)
+    if Path(source).is_dir():
+        model = _from_pretrained(source, described, local_files_only=True)
+    elif config.weights == PRETRAINED:
+        model = _from_hub(source, described, config.revision)
+    else:
+        raise BuildError(f"weights '{source}': no such folder; expected pretrained, random or a folder of safetensors")
+    if rows != info.vocab_size:
+        # What the new rows hold is the caller's business: no mean over the vocabulary here.
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    return model
+
+
+def _from_hub(hub_id: str, described: PreTrainedConfig, revision: str | None) -> PreTrainedModel:
+    try:
+        return _from_pretrained(hub_id, described, local_files_only=True, revision=revision)
+    except OSError:
+        # Not in the cache, or not all of it.
+        check_reachable(hub_id, _WAYS_ON)
+    try:
+        return _from_pretrained(hub_id, described, revision=revision)
+    except OSError as error:
+        raise not_to_be_had(hub_id, str(error).splitlines()[0], _WAYS_ON) from error
+
+
+def _from_pretrained(source: str, described: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """Load strictly: a tensor that is missing, left over or of another shape is a BuildError."""
+    try:
+        model, report = _AUTO.from_pretrained(
+            source,
+            config=described,
+            dtype=torch.get_default_dtype(),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise BuildError(f"weights of '{source}' do not fit the planned decoder: {error}") from error
+    faults = [
+        f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, report[kind]))[:3])}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report.get(kind)
+    ]
+    if faults:
+        raise BuildError(f"weights of '{source}' do not fit the planned decoder: {'; '.join(faults)}")
+    return cast(PreTrainedModel, model)
+
+
+def _compute_rotary_at_first_call(model: PreTrainedModel) -> None:
+    """Rotary frequencies are in no checkpoint: after a build without storage they are computed at the first call."""
+
+    def compute(module: nn.Module, arguments: Any) -> None:
+        if not next(model.parameters()).is_meta:
+            for part in model.modules():
+                if hasattr(part, "original_inv_freq"):
+                    cast(Any, model)._init_weights(part)
+            handle.remove()
+
+    handle = model.register_forward_pre_hook(compute)
