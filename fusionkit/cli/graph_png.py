@@ -60,7 +60,8 @@ def _edge(axes: Any, edge: PlacedEdge) -> None:
     )
     axes.add_patch(arrow)
     if edge.edge.label:
-        _text(axes, edge.edge.label, x + 7, y - 9, 11, GREY)
+        left, top, anchor = edge.label_place
+        _text(axes, edge.edge.label, left, top, 11, GREY, anchor="right" if anchor == "end" else "left")
 
 
 def _box(axes: Any, placed: PlacedBox) -> None:
@@ -90,7 +91,7 @@ def _rounded(axes: Any, x: float, y: float, width: float, height: float, radius:
 def _text(
     axes: Any, text: str, x: float, y: float, size: float, colour: str, *, bold: bool = False, anchor: str = "left"
 ) -> None:
-    weight = "semibold" if bold else "normal"
+    weight = "bold" if bold else "normal"
     # A dollar sign would start a formula.
     shown = text.replace("$", r"\$")
     axes.text(x, y, shown, fontsize=size * POINTS, color=colour, fontweight=weight, ha=anchor, va="baseline")

@@ -124,9 +124,10 @@ COLOURS = {
 def _stream_boxes(stream: StreamPlan) -> Iterator[Box]:
     info = stream.info
     height, width = info.input_size
+    layers = f"layer{'s' if len(stream.layers) > 1 else ''} {layer_ranges(stream.layers)} of {info.depth}"
     lines = (
-        info.name,
-        f"{width}x{height} px, layers {layer_ranges(stream.layers)} of {info.depth}",
+        *([info.name] if info.name != stream.encoder.type else []),
+        f"{width}x{height} px, {layers}",
         *_cost_lines(stream.encoder),
     )
     yield Box(stream.encoder.address, ENCODER, stream.encoder.type, lines, "encoders", 1, stream.name)
@@ -169,7 +170,7 @@ def _decoder_box(plan: Plan, node: Node, rank: int) -> Box:
 
 def _text_box(plan: Plan, rank: int) -> Box:
     count = len(plan.new_tokens)
-    added = f"{count:,} new tokens" if count else "no new tokens"
+    added = f"{count:,} new token{'s' if count > 1 else ''}" if count else "no new tokens"
     return Box(TEXT, "question", "", (added,), TEXT, rank)
 
 
@@ -180,7 +181,8 @@ def _cropper(plan: Plan) -> str:
 def _crop_lines(plan: Plan) -> Iterator[str]:
     if plan.layouts is not None:
         largest = plan.largest_layout
-        yield f"up to {largest.crops} crop{'s' if largest.crops > 1 else ''}, {largest.tokens:,} tokens"
+        crops = "1 crop" if largest.crops == 1 else f"up to {largest.crops} crops"
+        yield f"{crops}, {largest.tokens:,} tokens"
 
 
 def _base(source: str) -> str:

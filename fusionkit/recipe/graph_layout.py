@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusionkit.recipe.graph import Box, Edge, Graph
+from fusionkit.recipe.graph import TEXT, Box, Edge, Graph
 
-BOX_WIDTH, LINE, HEAD = 250.0, 17.0, 30.0
+BOX_WIDTH, LINE, HEAD = 290.0, 17.0, 30.0
 GAP_X, GAP_Y, MARGIN = 56.0, 46.0, 32.0
 PANEL = 14.0
 """How far a stream's panel reaches beyond its boxes."""
@@ -44,6 +44,12 @@ class PlacedEdge:
 
     edge: Edge
     points: tuple[tuple[float, float], ...]
+
+    @property
+    def label_place(self) -> tuple[float, float, str]:
+        """Where the label stands, and which end of it: beside the arrow head, on the side the edge does not come from."""
+        (from_x, _), (x, y) = self.points[-2:]
+        return (x - 7, y - 9, "end") if from_x > x else (x + 7, y - 9, "start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +139,12 @@ def _centres(graph: Graph, rows: list[list[str]]) -> dict[tuple[int, str], float
                 stream = streams.get(item) or streams[graph.edges[int(item.removeprefix("edge "))].source]
                 centres[rank, item] = columns.get(stream, middle)
             continue
-        ordered = sorted(items, key=lambda item: wishes[item])
+        ordered = sorted((item for item in items if item != TEXT), key=lambda item: wishes[item])
         total = sum(_width(graph, item) for item in ordered) + GAP_X * (len(ordered) - 1)
-        x = sum(wishes.values()) / len(wishes) - total / 2 if len(ordered) > 1 else wishes[ordered[0]] - total / 2
+        x = sum(wishes[item] for item in ordered) / max(1, len(ordered)) - total / 2
+        if TEXT in items:
+            # The question stands at the left of what it joins, without moving that aside.
+            centres[rank, TEXT] = x - GAP_X - BOX_WIDTH / 2
         for item in ordered:
             centres[rank, item] = x + _width(graph, item) / 2
             x += _width(graph, item) + GAP_X
@@ -148,10 +157,11 @@ def _wish(graph: Graph, item: str, rank: int, centres: dict[tuple[int, str], flo
         number = int(item.removeprefix("edge "))
         return _above(graph, number, rank, centres, middle)
     found = [
-        _above(graph, number, rank, centres, middle) for number, edge in enumerate(graph.edges) if edge.target == item
+        _above(graph, number, rank, centres, middle)
+        for number, edge in enumerate(graph.edges)
+        if edge.target == item and edge.source != TEXT
     ]
-    # A box that reads nothing (the question) stands at the left.
-    return sum(found) / len(found) if found else (middle if rank == 0 else middle - BOX_WIDTH)
+    return sum(found) / len(found) if found else middle
 
 
 def _above(graph: Graph, number: int, rank: int, centres: dict[tuple[int, str], float], middle: float) -> float:

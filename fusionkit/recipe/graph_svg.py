@@ -34,7 +34,7 @@ def _lines(layout: Layout) -> Iterator[str]:
     yield f"<title>{escape(layout.title)}</title>"
     yield '<rect width="100%" height="100%" fill="#ffffff"/>'
     yield (
-        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
+        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerUnits="userSpaceOnUse" markerWidth="9" markerHeight="9" orient="auto">'
         f'<path d="M0 0 L8 4 L0 8 z" fill="{PALE}"/></marker></defs>'
     )
     yield _text(layout.title, layout.width / 2, 38, 17, INK, weight=600, anchor="middle")
@@ -48,8 +48,8 @@ def _lines(layout: Layout) -> Iterator[str]:
         yield _edge(edge)
     for edge in layout.edges:
         if edge.edge.label:
-            x, y = edge.points[-1]
-            yield _text(edge.edge.label, x + 7, y - 9, 11, GREY)
+            x, y, anchor = edge.label_place
+            yield _text(edge.edge.label, x, y, 11, GREY, anchor=anchor)
     for box in layout.boxes:
         yield from _box(box)
     yield "</svg>"

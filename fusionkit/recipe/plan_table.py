@@ -127,7 +127,7 @@ def layer_ranges(layers: Sequence[int]) -> str:
 def read_by(node: Node) -> str:
     """What a node reads, as text: `semantic`, `query=semantic memory=spatial`, an encoder's `layers 1-12`."""
     if node.site.layers:
-        return f"layers {layer_ranges(node.site.layers)}"
+        return f"layer{'s' if len(node.site.layers) > 1 else ''} {layer_ranges(node.site.layers)}"
     plain = all(argument in ("input", source.replace(".", "_")) for argument, source in node.sources.items())
     shown: Iterable[str] = node.sources.values()
     if not plain:

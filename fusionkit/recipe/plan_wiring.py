@@ -61,8 +61,6 @@ def wire_fusion(planning: Planning) -> FusionWiring | None:
     steps: Sources = {}
     last = streams[0] if len(streams) == 1 else None
     for name, config in recipe.fusion.items():
-        if name in streams:
-            planning.fault(f"fusion.{name}", f"`{name}` is also the name of a stream", "rename one of them")
         _wire_one(planning, f"fusion.{name}", config, [*streams, *steps], last, steps)
         last = name
     injectors: Sources = {}
