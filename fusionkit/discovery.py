@@ -129,7 +129,7 @@ def recipes(scanned: Scan | None = None) -> list[RecipeEntry]:
     for folder in (scanned or scan()).recipe_folders:
         where = package_folder(folder.target)
         if where is None:
-            missing = f"package {folder.target} of {folder.owner} is not on the path; reinstall it"
+            missing = f"package {folder.target} of {folder.owner} is not on the path, or has no __init__.py; reinstall it"
             found.append(_recipe(folder, "*", Path(), "missing", missing))
         else:
             found += [
@@ -148,10 +148,13 @@ def package_folder(package: str) -> Path | None:
     parts = package.split(".")
     for depth in range(1, len(parts) + 1):
         name = ".".join(parts[:depth])
-        specs = (finder.find_spec(name, search) for finder in sys.meta_path)
+        try:
+            specs = [finder.find_spec(name, search) for finder in sys.meta_path]
+        # A folder without `__init__.py` inside a package has a path that Python works out from its imported parent.
+        except KeyError:
+            return None
         spec = next((spec for spec in specs if spec is not None), None)
-        # A folder without `__init__.py` (no origin) has a path that only an imported parent can work out.
-        if spec is None or not spec.submodule_search_locations or (depth > 1 and spec.origin is None):
+        if spec is None or not spec.submodule_search_locations:
             return None
         search = list(spec.submodule_search_locations)
     return Path(search[0]) if search else None

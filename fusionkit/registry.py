@@ -66,7 +66,7 @@ def step_spec(name: str) -> BlockSpec:
 def factory(spec: BlockSpec) -> Callable[..., Any]:
     """Import the block of a spec: what is called as `factory(config, site)`. Raises PluginLoadError."""
     owner = " ".join(distribution(spec.family, spec.name)) if _is_known(spec.family, spec.name) else "a local spec"
-    with _load_errors(spec.address, owner, f"factory {spec.factory}"):
+    with _load_errors(f"{spec.address} of {owner}", f"factory {spec.factory}"):
         made = _resolve(spec.factory)
     if not callable(made):
         raise PluginLoadError(
@@ -207,7 +207,7 @@ def _unknown(family: str, name: str) -> str:
 # ------------------------------------------------------------------------------------------------ loading
 def _load(entry: Entry) -> BlockSpec:
     if entry not in _loaded:
-        with _load_errors(entry.address, entry.owner, f"entry point {entry.target}"):
+        with _load_errors(f"{entry.address} of {entry.owner}", f"entry point {entry.target}"):
             found = _resolve(entry.target)
         place = f"{entry.address} of {entry.owner}: {entry.target}"
         if not isinstance(found, BlockSpec):
@@ -230,19 +230,17 @@ def _resolve(target: str) -> Any:
 
 
 @contextmanager
-def _load_errors(address: str, owner: str, what: str) -> Iterator[None]:
+def _load_errors(plugin: str, what: str) -> Iterator[None]:
     """Turn whatever goes wrong while a plugin's code runs into an error that names the plugin."""
     try:
         yield
     except PluginApiError as error:
-        raise PluginApiError(f"{address} of {owner}: {error}") from error
+        raise PluginApiError(f"{plugin}: {error}") from error
     # Third-party code may raise anything on import, even SystemExit, and must not end the program that asked.
     except (Exception, SystemExit) as error:
         where = last_frame(error)
         place = f" (at {where})" if where else ""
-        raise PluginLoadError(
-            f"{address} of {owner} does not load: {what}: {type(error).__name__}: {error}{place}"
-        ) from error
+        raise PluginLoadError(f"{plugin} does not load: {what}: {type(error).__name__}: {error}{place}") from error
 
 
 # ------------------------------------------------------------------------------------------- plugin files
@@ -265,7 +263,7 @@ def _run_file(where: Path, shown: str) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:
-        with _load_errors("plugin file", shown, "running it"):
+        with _load_errors(f"plugin file {shown}", "running it"):
             module_spec.loader.exec_module(module)
     except PluginError:
         del sys.modules[name]
