@@ -126,7 +126,9 @@ GUARANTEES: Mapping[str, str] = MappingProxyType(
 class BlockConfig(BaseModel):
     """Base of every block's config: strict, frozen, unknown keys refused. `type` holds the block's name."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), defer_build=True
+    )
 
     type: str
 
@@ -236,7 +238,9 @@ class BlockPlan:
         """A plan whose byte counts follow from what is read, the parameters and the outputs."""
         outputs = {"main": main, **(extra or {})}
         read = sum(
-            spec.depth * spec.tokens.tokens * spec.width if isinstance(spec, LayerStackSpec) else spec.tokens * spec.width
+            spec.depth * spec.tokens.tokens * spec.width
+            if isinstance(spec, LayerStackSpec)
+            else spec.tokens * spec.width
             for spec in reads
         )
         written = sum(spec.tokens * spec.width for spec in outputs.values())
@@ -416,7 +420,9 @@ class BlockSpec:
             raise PluginLoadError(f"unknown guarantees {unknown}; expected some of {', '.join(GUARANTEES)}")
         default = self.config.model_fields["type"].default
         if not isinstance(default, str):
-            raise PluginLoadError(f"{self.config.__name__}.type needs a default, for example Literal['acme.x'] = 'acme.x'")
+            raise PluginLoadError(
+                f"{self.config.__name__}.type needs a default, for example Literal['acme.x'] = 'acme.x'"
+            )
         if FAMILIES[self.family].step and self.plan is None:
             raise PluginLoadError(f"{self.family}/{default}: a step needs a planner")
         if self.family in ("encoders", "language_models") and self.describe is None:

@@ -43,7 +43,9 @@ class Lookups:
 class Section(BaseModel):
     """A part of a recipe: strict, frozen, unknown keys refused."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), defer_build=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
