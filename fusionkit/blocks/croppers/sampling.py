@@ -97,8 +97,9 @@ def _antialiased(
     right, bottom = min(picture.width, ceil(x1 + reach_x)), min(picture.height, ceil(y1 + reach_y))
     near = picture.crop((left, top, right, bottom))  # only what the kernel reaches is turned into floats
     box = (max(0.0, x0) - left, max(0.0, y0) - top, min(picture.width, x1) - left, min(picture.height, y1) - top)
-    channels = [channel.convert("F").resize((size[1], size[0]), kernel, box) for channel in near.split()]
-    return np.clip(np.rint(np.stack([np.asarray(channel) for channel in channels], axis=-1)), 0, 255).astype(np.uint8)
+    channels = [np.asarray(channel.convert("F").resize((size[1], size[0]), kernel, box)) for channel in near.split()]
+    levels: Bytes = np.clip(np.rint(np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
+    return levels
 
 
 def _two_taps(
@@ -114,7 +115,8 @@ def _two_taps(
     down, across = down[:, None, None], across[None, :, None]
     upper = pixels[rows][:, columns] * (1 - across) + pixels[rows][:, next_columns] * across
     lower = pixels[next_rows][:, columns] * (1 - across) + pixels[next_rows][:, next_columns] * across
-    return np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    levels: Bytes = np.rint(upper * (1 - down) + lower * down).astype(np.uint8)
+    return levels
 
 
 def _taps(start: float, stop: float, count: int, length: int) -> tuple[Any, Any, Any]:

@@ -1,0 +1,73 @@
+"""Scores of answers in words and numbers. Torch-free."""
+
+from __future__ import annotations
+
+import re
+
+from fusionkit.blocks.metrics.tally import Tally
+from fusionkit.errors import DataError
+from fusionkit.sample import Prediction, Sample, Turn
+
+_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
+_NUMBERS = {word: number for number, word in enumerate(_WORDS)} | {"no": 0, "none": 0, "nothing": 0}
+# A whole number not inside a word, a decimal or a range such as 100-200; or a number in words.
+_NUMBER = re.compile(rf"(?<![\w.,-])\d+(?![\w-]|[.,]\d)|\b(?:{'|'.join(_NUMBERS)})\b", re.IGNORECASE | re.ASCII)
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def read_count(text: str) -> int | None:
+    """The last whole number in a text, in digits or words (`none` and `no` are 0); None without one."""
+    found = _NUMBER.findall(_THOUSANDS.sub("", text))
+    if not found:
+        return None
+    word = found[-1].lower()
+    return _NUMBERS[word] if word in _NUMBERS else int(word)
+
+
+class CountAccuracy(Tally):
+    """Share of count questions answered with exactly the right number."""
+
+    def applies(self, turn: Turn) -> bool:
+        return turn.kind == "count"
+
+    def score(self, prediction: Prediction, turn: Turn, sample: Sample) -> float:
+        wanted = read_count(turn.text)
+        if wanted is None:
+            raise DataError(f"{sample.provenance}: the answer to {turn.question!r} is {turn.text!r}, expected a number")
+        return float(read_count(prediction.text) == wanted)
+
+
+class ExactMatch(Tally):
+    """Share of text answers equal to the truth; letter case, runs of spaces and a final full stop do not count."""
+
+    def applies(self, turn: Turn) -> bool:
+        return bool(turn.text) and not turn.boxes and not turn.points
+
+    def score(self, prediction: Prediction, turn: Turn, sample: Sample) -> float:
+        return float(_plain(prediction.text) == _plain(turn.text))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold().removesuffix(".")
