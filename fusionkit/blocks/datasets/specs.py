@@ -38,7 +38,7 @@ class SyntheticScenesConfig(DatasetConfig):
     turns: PositiveInt = Field(6, le=32, description="Questions per picture.")
     kinds: dict[Kind, NonNegativeFloat] = Field(
         {"box": 3.0, "point": 2.0, "count": 2.0, "describe": 0.0},
-        description="Relative weights of the kinds of question.",
+        description="Relative weights of the kinds of question; a kind not named is not asked.",
     )
     single_attribute: Share = Field(
         0.5, description="Share of box and point questions that name one attribute only, where one is enough."
@@ -62,6 +62,11 @@ class SyntheticScenesConfig(DatasetConfig):
             )
         if self.object_size[1] > 0.6:
             raise ValueError(f"object_size must stay under 0.6 of the picture, got {self.object_size[1]}")
+        number = self.objects if isinstance(self.objects, int) else self.objects[1]
+        if number * self.object_size[0] ** 2 * (1 - self.overlap) > 0.6:
+            raise ValueError(
+                f"{number} objects of at least {self.object_size[0]} of the side do not fit; lower one of them"
+            )
         if not any(self.kinds.values()):
             raise ValueError("kinds needs at least one weight above 0")
         if self.combinations == "held_out" and not (self.kinds.get("box") or self.kinds.get("point")):
