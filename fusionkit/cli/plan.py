@@ -103,6 +103,7 @@ def show(plan: Plan, sizes: list[Size], comparison: Comparison | None) -> None:
     heading(f"{plan.recipe.name}: {plan.recipe.summary}" if plan.recipe.summary else plan.recipe.name)
     emit()
     table(COLUMNS, rows(plan), right=NUMBERS)
+    emit("per crop, forward, 4 bytes a number; language model: one sequence with the largest picture")
     emit()
     shares = ", ".join(f"{name} {count:,}" for name, count in parts(plan).items() if count)
     emit(f"parameters    {plan.parameters:,}" + (f" ({shares})" if shares else ""))
