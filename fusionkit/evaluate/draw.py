@@ -92,10 +92,11 @@ def _cross(
 
 
 def _captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    font = ImageFont.load_default(size=max(14, round(picture.width / 26)))
+    size = max(14, round(picture.width / 26))
+    font = ImageFont.load_default(size=size)
     probe = ImageDraw.Draw(picture)
     wrapped = [piece for line in lines for piece in _wrap(probe, line, font, picture.width - 16)]
-    step = round(font.size * 1.35)
+    step = round(size * 1.35)
     page = Image.new("RGB", (picture.width, picture.height + step * len(wrapped) + 14), "white")
     page.paste(picture, (0, 0))
     draw = ImageDraw.Draw(page)

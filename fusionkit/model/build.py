@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.prepare import prepare_config, prepare_text
@@ -33,4 +34,4 @@ def build(
         model = FusionVLM(config, pretrained=device != "meta")
     if device != "meta":
         prepare_text(model, plan)
-    return model.to(dtype) if dtype is not None else model
+    return model if dtype is None else cast(FusionVLM, cast(nn.Module, model).to(dtype))

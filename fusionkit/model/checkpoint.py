@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
 
 import fusionkit.auto  # noqa: F401  (AutoTokenizer and AutoProcessor must know the model type)
 from fusionkit.errors import CheckpointError
@@ -66,15 +70,17 @@ def load_checkpoint(source: str | Path, *, expect: Recipe | None = None) -> tupl
     if expect is not None:
         check_lock(read_lock(folder), expect)
     try:
-        model = FusionVLM.from_pretrained(folder, local_files_only=True)
-        processor = FusionProcessor.from_pretrained(folder, local_files_only=True)
+        with _no_progress_bars():
+            model = FusionVLM.from_pretrained(folder, local_files_only=True)
+            processor = FusionProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: cannot load: {str(error).splitlines()[0]}") from error
     except Exception as error:
         if type(error).__module__.startswith("safetensors"):
             raise CheckpointError(f"{folder}: weights are damaged: {error}") from error
         raise
-    return model.eval(), processor
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, processor
 
 
 def read_lock(folder: Path) -> dict[str, Any]:
@@ -99,7 +105,8 @@ def save_checkpoint(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)
-        model.save_pretrained(staging)
+        with _no_progress_bars():
+            model.save_pretrained(staging)
         if processor is not None:
             processor.save_pretrained(staging)
         (staging / LOCK_FILE).write_text(
@@ -133,6 +140,18 @@ def replace_folder(staging: Path, target: Path) -> None:
     staging.rename(target)
     shutil.rmtree(previous, ignore_errors=True)
     _sync(target.parent)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers draws a bar even for a file of a megabyte; a person asking one question should not see two."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _flush(folder: Path) -> None:

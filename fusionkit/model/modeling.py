@@ -6,7 +6,7 @@ Shapes: B rows of text, T tokens, E language-model width, C crops, N fused token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from fusionkit.recipe.plan import plan as plan_recipe
 PIXELS = "pixel_values_"
 
 
-class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class FusionVLM(PreTrainedModel, GenerationMixin):
     """A multi-encoder vision-language model built from a recipe.
 
     The module tree follows the recipe's addresses: `streams.NAME.encoder`, `streams.NAME.steps.STEP`,
@@ -37,7 +37,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     config_class = FusionConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012  (as transformers declares it)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -59,10 +59,11 @@ class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.injectors = nn.ModuleDict(parts.injectors)
         self.language_model = parts.language_model
         if parts.language_model is not None:
-            config.text_config = parts.language_model.config
-            self.generation_config = parts.language_model.generation_config
+            decoder: Any = parts.language_model
+            config.text_config = decoder.config
+            self.generation_config = decoder.generation_config
         self.runtime = Runtime()
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     # The blocks and the language model initialise themselves; transformers' blanket normal init must not touch them.
     def init_weights(self) -> None:
@@ -72,15 +73,15 @@ class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         pass
 
     def get_input_embeddings(self) -> nn.Module:
-        return self._decoder().get_input_embeddings()  # type: ignore[no-any-return, operator]
+        return cast(nn.Module, self._decoder().get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self._decoder().set_input_embeddings(value)  # type: ignore[operator]
+        self._decoder().set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        return None if self.language_model is None else self.language_model.get_output_embeddings()  # type: ignore[no-any-return, operator]
+        return None if self.language_model is None else self._decoder().get_output_embeddings()
 
-    def _decoder(self) -> nn.Module:
+    def _decoder(self) -> Any:
         if self.language_model is None:
             raise UsageError("this recipe has no language_model; only encode_streams, fuse and get_image_features work")
         return self.language_model
@@ -116,26 +117,26 @@ class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         visual_index: Tensor | None = None,
-        mm_encoder_outputs: Tokens | None = None,
+        mm_encoder_outputs: Mapping[str, Tokens] | None = None,
         **kwargs: Any,
     ) -> FusionOutput:
         """Next-token logits, and the loss when labels are given.
 
         `visual_index` [V]: for each image-token position of `input_ids`, row-major, the row of the fused tokens
         flattened to [C*N, E] that goes there; so rows can share one encoded picture. In order if not given.
-        `mm_encoder_outputs`: fused tokens from `get_image_features`, instead of pixels.
+        `mm_encoder_outputs`: `{"image": get_image_features(...)}` instead of pixels.
 
         Raises ShapeError when the number of image tokens and of visual tokens differ.
         """
         pixels = _pixels(kwargs)
-        streams = None
-        if pixels and mm_encoder_outputs is None:
+        streams, visual = None, (mm_encoder_outputs or {}).get("image")
+        if pixels and visual is None:
             streams = self.encode_streams(pixels)
-            mm_encoder_outputs = self.fuse(streams)
+            visual = self.fuse(streams)
         if inputs_embeds is None:
             if input_ids is None:
                 raise UsageError("forward needs input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, mm_encoder_outputs, visual_index)
+            inputs_embeds = self.embed(input_ids, visual, visual_index)
         output = self._decoder()(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -153,7 +154,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             streams=streams,
-            visual=mm_encoder_outputs,
+            visual=visual,
         )
 
     def embed(self, input_ids_BT: Tensor, visual: Tokens | None, visual_index_V: Tensor | None = None) -> Tensor:
@@ -178,11 +179,11 @@ class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return embeds_BTE
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """`GenerationMixin.generate`; pictures are encoded once, before beams or samples are expanded."""
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         pixels = _pixels(kwargs)
-        visual = kwargs.pop("mm_encoder_outputs", None)
+        visual = (kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
         index = kwargs.pop("visual_index", None)
         kwargs = {
             name: value for name, value in kwargs.items() if not name.startswith(PIXELS) and name != "crop_counts"
@@ -190,14 +191,16 @@ class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if input_ids is not None and kwargs.get("inputs_embeds") is None and (pixels or visual is not None):
             visual = self.fuse(self.encode_streams(pixels)) if visual is None else visual
             kwargs["inputs_embeds"] = self.embed(input_ids, visual, index)
-        return super().generate(input_ids, **kwargs)
+        parent: Any = super()
+        return parent.generate(input_ids, **kwargs)
 
     # -------------------------------------------------------------------------------------------- checkpoints
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
         """As in transformers, but a tensor that is missing, unexpected or of another shape is a CheckpointError."""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        parent: Any = super()
+        model, info = parent.from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         faults = [
             f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, info[kind]))[:5])}"
             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -207,7 +210,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise CheckpointError(
                 f"{pretrained_model_name_or_path}: weights do not fit the recipe in its config.json: {'; '.join(faults)}"
             )
-        return (model, info) if wants_info else model  # type: ignore[return-value]
+        return cast(Self, (model, info) if wants_info else model)
 
 
 def _pixels(kwargs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def prepare_config(plan: Plan) -> FusionConfig:
 def prepare_text(model: FusionVLM, plan: Plan) -> None:
     """Set the model's token ids from its tokenizer and fill the embedding rows of the new tokens."""
     node = plan.language_model_node
-    if node is None:
+    if node is None or model.language_model is None:
         return
     tokenizer = load_tokenizer(plan)
     new_ids = token_ids(tokenizer, plan.new_tokens)

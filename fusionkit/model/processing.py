@@ -30,7 +30,7 @@ IGNORED = -100
 """Label of a token that carries no loss."""
 
 
-class FusionProcessor(ProcessorMixin):  # type: ignore[misc]
+class FusionProcessor(ProcessorMixin):
     """Cropping, per-stream normalisation, chat template, image tokens and the box tokenizer of a recipe.
 
     Example: `processor(images=[photo], text=[processor.prompt("point to the cat")], return_tensors="pt")`
@@ -39,14 +39,14 @@ class FusionProcessor(ProcessorMixin):  # type: ignore[misc]
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, recipe: dict[str, Any], chat_template: str | None = None
     ) -> None:
-        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)  # type: ignore[no-untyped-call]
         self.recipe = recipe
         self._plan = plan_recipe(load_recipe(recipe))
         settings = self._plan.recipe
         self._cropper = None if settings.cropper is None else build_object("croppers", settings.cropper)
         self._boxes = None if settings.box_tokenizer is None else build_object("box_tokenizers", settings.box_tokenizer)
         self.image_token = IMAGE_TOKEN
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type]
 
     @classmethod
     def from_plan(cls, plan: Plan) -> FusionProcessor:
@@ -118,7 +118,7 @@ class FusionProcessor(ProcessorMixin):  # type: ignore[misc]
             self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=add_generation_prompt)
         )
 
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in transformers: text, or with `tokenize=True` the model inputs, pictures taken from the content."""
         tokenize = kwargs.pop("tokenize", False)
         add_generation_prompt = kwargs.pop("add_generation_prompt", False)

@@ -6,7 +6,7 @@ Shapes: C crops, N tokens, D width; x_BND with B = crops.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Stream(nn.Module):
             )
         if torch.is_grad_enabled() or runtime.crop_chunk is None:
             return self._run(pixels_BCHW, runtime)
-        chunks = [self._run(chunk, runtime) for chunk in pixels_BCHW.split(runtime.crop_chunk)]
+        chunks = [self._run(chunk, runtime) for chunk in torch.split(pixels_BCHW, runtime.crop_chunk)]
         return chunks[0]._replace(x_BND=torch.cat([chunk.x_BND for chunk in chunks]))
 
     def _run(self, pixels_BCHW: Tensor, runtime: Runtime) -> Tokens:
@@ -56,9 +56,9 @@ class Stream(nn.Module):
 
     def _layers(self, pixels_BCHW: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(self._encoder_grad()):
-            return cast(list[Tensor], self.encoder.forward_layers(pixels_BCHW, self.plan.layers))  # type: ignore[operator]
+            return cast(list[Tensor], cast(Any, self.encoder).forward_layers(pixels_BCHW, self.plan.layers))
 
-    def _mix(self, pixels_BCHW: Tensor, mixer: nn.Module, runtime: Runtime) -> Tensor:
+    def _mix(self, pixels_BCHW: Tensor, mixer: Any, runtime: Runtime) -> Tensor:
         if torch.is_grad_enabled() or not runtime.stream_layers or not hasattr(mixer, "begin"):
             return cast(Tensor, mixer(self._layers(pixels_BCHW)))
         layers = self.plan.layers
@@ -68,7 +68,7 @@ class Stream(nn.Module):
             nonlocal state
             state = mixer.accumulate(state, layers.index(layer), x_BND)
 
-        self.encoder.tap(pixels_BCHW, layers, consume)  # type: ignore[operator]
+        cast(Any, self.encoder).tap(pixels_BCHW, layers, consume)
         return cast(Tensor, mixer.finish(state))
 
 

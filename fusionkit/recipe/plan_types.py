@@ -66,6 +66,9 @@ class StreamPlan:
     def nodes(self) -> tuple[Node, ...]:
         return (self.encoder, *self.steps)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamPlan:
+        return self  # a frozen value; modules that hold it are copied
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -120,6 +123,9 @@ class Plan:
         from fusionkit.recipe.plan_table import to_dict
 
         return to_dict(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self  # a frozen value; models and processors that hold it are copied
 
     def _layouts(self) -> Layouts:
         if self.layouts is None:

@@ -46,10 +46,19 @@ def build_causal(config: CausalConfig, site: BlockSite) -> PreTrainedModel:
     model = _random(config, rows) if on_meta or config.weights == RANDOM else _loaded(config, info, rows)
     if on_meta:
         _compute_rotary_at_first_call(model)
-    planned, found = info.count_params(rows), sum(parameter.numel() for parameter in model.parameters())
+    planned, found = info.count_params(rows), _count(model)
     if planned != found:
         raise BuildError(f"{info.name}: planned {planned} parameters with {rows} embedding rows, the model has {found}")
     return model
+
+
+def _count(model: PreTrainedModel) -> int:
+    """Parameters, tied ones once. While transformers loads a checkpoint it puts off tying, so the head is left out here."""
+    head = model.get_output_embeddings()
+    tied = head is not None and model.config.tie_word_embeddings
+    skipped = {id(parameter) for parameter in head.parameters()} if tied else set()
+    embedding = cast(nn.Embedding, model.get_input_embeddings()).weight
+    return sum(p.numel() for p in model.parameters() if p is embedding or id(p) not in skipped)
 
 
 def library_config(config: CausalConfig, rows: int) -> PreTrainedConfig:
@@ -63,7 +72,10 @@ def library_config(config: CausalConfig, rows: int) -> PreTrainedConfig:
 
 def _random(config: CausalConfig, rows: int) -> PreTrainedModel:
     described = library_config(config, rows)
-    return cast(PreTrainedModel, _AUTO.from_config(described, dtype=torch.get_default_dtype()))
+    model = cast(PreTrainedModel, _AUTO.from_config(described, dtype=torch.get_default_dtype()))
+    if config.embedding_std is not None:
+        nn.init.normal_(cast(nn.Embedding, model.get_input_embeddings()).weight, std=config.embedding_std)
+    return model
 
 
 def _loaded(config: CausalConfig, info: LanguageModelInfo, rows: int) -> PreTrainedModel:
