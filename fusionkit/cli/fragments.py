@@ -35,7 +35,7 @@ def example_fragment(spec: BlockSpec) -> str:
     if spec.family == "datasets":
         text = f"[{text}]"
     elif spec.family == "metrics":
-        text = f"[{{metric: {text}, data: {{type: ...}}}}]"
+        text = f"[{{metric: {text}, data: {{type: synthetic_scenes}}}}]"
     lines[-1] += f" {text}"
     return "\n".join(lines)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,8 +49,10 @@ def _find(name: str) -> tuple[str, str] | RecipeEntry:
     family, slash, block = name.partition("/")
     if slash:
         return discovery.family_name(family), block
-    recipes = [each for each in discovery.recipes(registry.scan()) if name in (each.name, each.address)]
-    blocks = [each for each in FAMILIES if name in registry.names(each)]
+    scanned = registry.scan()
+    recipes = [each for each in discovery.recipes(scanned) if name in (each.name, each.address)]
+    claimed = {entry.family for entry in scanned.blocks if entry.name == name}
+    blocks = [each for each in FAMILIES if each in claimed or name in registry.names(each)]
     if len(recipes) + len(blocks) > 1:
         choices = [f"{each[:-1]}/{name}" for each in blocks] + [each.address for each in recipes]
         raise UsageError(f"'{name}' is the name of several: {', '.join(choices)}; say which")
@@ -140,17 +141,15 @@ def _print_block(spec: BlockSpec, owner: tuple[str, str]) -> None:
 
 # ------------------------------------------------------------------------------------------------ recipes
 def _show_recipe(entry: RecipeEntry, json: bool) -> None:
-    from fusionkit.recipe import load_recipe
-
     if entry.state != "ok":
         raise UsageError(f"{entry.address} of {entry.distribution} {entry.version}: {entry.state}: {entry.reason}")
-    recipe = load_recipe(entry.address)
-    text = Path(entry.path).read_text(encoding="utf-8")
+    text = entry.path.read_text(encoding="utf-8")
+    summary = _summary(text, entry.address)
     if json:
-        emit_json({"address": entry.address, "path": entry.path, "summary": recipe.summary, "text": text})
+        emit_json({"address": entry.address, "path": entry.path, "summary": summary, "text": text})
         return
     heading(entry.address)
-    _paragraph(recipe.summary)
+    _paragraph(summary)
     emit()
     _pair("From", f"{entry.distribution} {entry.version}")
     _pair("File", str(entry.path))
@@ -158,6 +157,15 @@ def _show_recipe(entry: RecipeEntry, json: bool) -> None:
     _pair("In full", f"fusionkit export {entry.address}")
     emit()
     emit(text.rstrip())
+
+
+def _summary(text: str, name: str) -> str:
+    """The recipe's own line about itself, read without checking the rest: what is broken can still be looked at."""
+    from fusionkit.recipe.tree import Leaf
+    from fusionkit.recipe.yaml_subset import parse_yaml
+
+    leaf = parse_yaml(text, name).entries.get("summary")
+    return str(leaf.value) if isinstance(leaf, Leaf) else ""
 
 
 # --------------------------------------------------------------------------------------------------- text
