@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from fusionkit.cli.options import JsonOption, PluginOption, RecipeArg, SetOption, open_recipe
-from fusionkit.cli.output import emit_json
+from fusionkit.cli.output import emit, emit_json
 
 
 def command(recipe: RecipeArg, set: SetOption = None, plugin: PluginOption = None, json: JsonOption = False) -> None:
@@ -23,6 +21,6 @@ def command(recipe: RecipeArg, set: SetOption = None, plugin: PluginOption = Non
     if json:
         emit_json(loaded)
         return
-    import yaml
+    from fusionkit.recipe.export import to_yaml
 
-    yaml.safe_dump(loaded, sys.stdout, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    emit(to_yaml(loaded).rstrip("\n"))

@@ -207,6 +207,19 @@ def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     }.items() <= next(block for block in data["blocks"] if block["name"] == "orthogonal").items()
 
 
+# ----------------------------------------------------------------------------------------------- export
+def test_export_prints_a_recipe_that_means_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fusionkit import load_recipe
+
+    assert outcome("export", "come_vl", "--set", "sequence_length=1024", "--set", "name=mine") == 0
+    path = tmp_path / "mine.yaml"
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    expected = load_recipe("builtin:come_vl", set=["sequence_length=1024", "name=mine"])
+    assert load_recipe(path).canonical() == expected.canonical()
+    assert outcome("export", str(path), "--json") == 0
+    assert json.loads(capsys.readouterr().out) == expected.canonical()
+
+
 # ------------------------------------------------------------------------------------ options and output
 @pytest.mark.parametrize(
     ("argument", "source"),
