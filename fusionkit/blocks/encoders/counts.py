@@ -18,7 +18,7 @@ class Costs(BaseModel):
     Units: parameters are numbers; FLOPs count matrix products and convolutions at 2 per multiply-add.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", defer_build=True)
 
     stem_params: NonNegativeInt = Field(description="Parameters before block 1, without those counted per position.")
     position_params: NonNegativeInt = Field(description="Parameters per patch token (a learned position embedding).")
@@ -68,7 +68,7 @@ class Architecture(BaseModel):
     `python -m fusionkit.testing.architectures NAME` prints it for any name its library knows.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", defer_build=True)
 
     hub_id: str = Field("", description="Where its pretrained weights live on the Hugging Face hub.")
     licence: str = Field(description="Licence of the pretrained weights, as the library states it.")

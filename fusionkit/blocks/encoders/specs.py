@@ -60,8 +60,8 @@ class SmallConvConfig(_SmallConfig):
     widths: tuple[PositiveInt, ...] = Field(
         (16, 32, 64), min_length=1, description="Channels after each convolution; the last is the width of a token."
     )
-    strides: tuple[PositiveInt, ...] = Field(
-        (2, 2, 2), min_length=1, description="Stride of each convolution; their product is the patch."
+    strides: tuple[Annotated[int, Field(ge=1, le=2)], ...] = Field(
+        (2, 2, 2), min_length=1, description="Stride of each convolution, 1 or 2; their product is the patch."
     )
 
 
@@ -249,7 +249,7 @@ SMALL_CONV = BlockSpec(
     examples=(
         MappingProxyType({}),
         MappingProxyType(
-            {"image_size": (24, 36), "widths": (8, 12), "strides": (2, 3), "depth": 1, "heads": 2, "mlp_ratio": 1.5}
+            {"image_size": (24, 36), "widths": (8, 12), "strides": (2, 2), "depth": 1, "heads": 2, "mlp_ratio": 1.5}
         ),
     ),
 )

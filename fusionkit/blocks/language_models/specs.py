@@ -30,7 +30,7 @@ from fusionkit.plugin import BlockConfig, BlockSpec, LanguageModelInfo
 class NewRows(BaseModel):
     """How embedding rows of added tokens start."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", defer_build=True)
 
     init: Literal["mean", "ordinal"] = Field(
         "mean", description="`mean` of the present rows, or `ordinal`: coordinate tokens start as sines of their value."
@@ -60,6 +60,9 @@ class CausalConfig(BlockConfig):
     tokenizer: str | None = Field(
         None, min_length=1, description="`builtin:NAME`, a folder or a hub id; the model's own if not given."
     )
+    embedding_std: PositiveFloat | None = Field(
+        None, description="Standard deviation of the embedding rows of a random decoder; its library's choice if not given."
+    )
     new_rows: NewRows = Field(NewRows(), description="How rows of added tokens start.")
 
     @field_validator("config")
@@ -80,6 +83,8 @@ class CausalConfig(BlockConfig):
     def _consistent(self) -> Self:
         if (self.model is None) == (self.config is None):
             raise ValueError("give exactly one of `model` and `config`")
+        if self.embedding_std is not None and self.weights != "random":
+            raise ValueError("embedding_std: only for `weights: random`")
         if self.config is not None:
             if self.weights == "pretrained":
                 raise ValueError("weights: a `config` has no pretrained weights; use `random` or a folder")
