@@ -295,6 +295,7 @@ def test_fold_made_in_inference_mode_serves_outside_it() -> None:
     module: Any = trained("orthogonal", {}).eval()
     with torch.inference_mode():
         inside = module(inputs())
+    assert not any(matrix.is_inference() for matrix in module._folded.matrices)
     with torch.no_grad():
         assert torch.equal(module(inputs()), inside)
     x = [layer.requires_grad_() for layer in inputs()]

@@ -222,8 +222,8 @@ def test_skew_gradients_are_averaged_over_ranks(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    for process in ranks:
-        out, err = process.communicate(timeout=120)
+    results = [process.communicate(timeout=120) for process in ranks]
+    for out, err in results:
         assert out == "same\n", err
 
 
@@ -297,9 +297,17 @@ def test_a_wrong_inverse_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
-def test_reduced_matmul_precision_does_not_reach_the_maps(precision: str) -> None:
+def test_reduced_matmul_precision_does_not_reach_the_maps(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    real = torch.linalg.inv_ex
+
+    def spy(matrix: Tensor) -> Any:
+        seen.extend((torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision))
+        return real(matrix)
+
+    monkeypatch.setattr(torch.linalg, "inv_ex", spy)
     torch.manual_seed(0)
-    maps = OrthogonalMaps(1, 256, 200, "cayley", "haar")
+    maps = OrthogonalMaps(1, 64, 48, "cayley", "haar")
     with torch.no_grad():
         maps.skew.normal_(std=0.05)
     torch.set_float32_matmul_precision(precision)
@@ -308,6 +316,7 @@ def test_reduced_matmul_precision_does_not_reach_the_maps(precision: str) -> Non
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision("highest")
+    assert seen == ["ieee", "ieee"]  # most CPUs have no reduced mode whose effect could be seen
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # opcheck itself looks at non-leaf tensors

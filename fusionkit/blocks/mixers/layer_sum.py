@@ -107,7 +107,7 @@ class LayerSum(FullPrecision, Generic[Terms]):
         """Evaluate the maps and weights now and keep them for inference."""
         if self.training:
             raise UsageError(f"{self._name}: fold() is for inference, call eval() first")
-        # Under inference_mode the result would be an inference tensor, of no use outside it.
+        # Kept tensors must not be inference tensors: nothing that runs with grad could touch them later.
         with torch.inference_mode(False), torch.no_grad():
             self._folded = self.terms()
         self._folded_at = self._versions()
