@@ -109,6 +109,7 @@ class PixmoConfig(DatasetConfig):
     type: Literal["pixmo"] = "pixmo"
     root: str = Field("data/pixmo", min_length=1, description="Folder with one PART.jsonl per part and images/.")
     parts: tuple[PixmoPart, ...] = Field(("cap", "points", "count"), min_length=1, description="Which parts to read.")
+    leave_out_missing: bool = Field(False, description="Leave out rows whose picture is not there, instead of failing.")
 
     @model_validator(mode="after")
     def _parts_once(self) -> Self:
