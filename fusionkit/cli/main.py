@@ -1,7 +1,6 @@
 """The command `fusionkit`: which verbs there are, and how a command ends.
 
 Errors raised on purpose end as `error: ...` on stderr with exit code 2, without a traceback; Ctrl-C ends with 130.
-`list` must answer at once, so it is reached without typer, which costs more time than all of its work.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import NamedTuple
 
 from fusionkit.cli.output import note
@@ -49,16 +49,18 @@ VERBS = {
 
 TRACEBACK = "--traceback"
 
+QUICK = ("list", "validate")
+"""Verbs that must answer at once, so they are reached without typer, which costs more time than all of their work."""
+
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = words[:1] == [TRACEBACK]
-    if words[show_traceback:][:1] == ["list"] and "_FUSIONKIT_COMPLETE" not in os.environ:
-        from fusionkit.cli import list_blocks
-
+    verb, *rest = words[show_traceback:] or [""]
+    if verb in QUICK and "_FUSIONKIT_COMPLETE" not in os.environ:
         with explained(show_traceback):
-            list_blocks.main(words[show_traceback + 1 :])
+            import_module(VERBS[verb].module).main(rest)
         return
     from fusionkit.cli.app import make_app
 

@@ -1,4 +1,4 @@
-"""The arguments that verbs share, and the one way from a command line to a recipe.
+"""The arguments that verbs share, for typer, and with them the one way from a command line to a recipe.
 
 A verb takes them as `def command(recipe: RecipeArg, set: SetOption = None, plugin: PluginOption = None, ...)` and calls
 `open_recipe(recipe, set, plugin)`.
@@ -6,15 +6,22 @@ A verb takes them as `def command(recipe: RecipeArg, set: SetOption = None, plug
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from fusionkit.recipe import Recipe
+from fusionkit.cli.opening import load_plugins, open_recipe, recipe_source
+
+__all__ = [
+    "JsonOption",
+    "PluginOption",
+    "RecipeArg",
+    "SetOption",
+    "load_plugins",
+    "open_recipe",
+    "recipe_source",
+]
 
 RecipeArg = Annotated[
     str,
@@ -43,27 +50,3 @@ PluginOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", show_default=False)]
-
-_SHIPPED = re.compile(r"[a-z0-9_]+")
-
-
-def load_plugins(plugin: Sequence[Path] | None) -> None:
-    """Register the blocks of every `--plugin FILE`; importing the registry costs nothing when there is none."""
-    if plugin:
-        from fusionkit import registry
-
-        for path in plugin:
-            registry.load_plugin_file(path)
-
-
-def recipe_source(argument: str) -> str:
-    """What `load_recipe` is given for a command-line argument: a bare name means a shipped recipe."""
-    return f"builtin:{argument}" if _SHIPPED.fullmatch(argument) else argument
-
-
-def open_recipe(argument: str, set: Sequence[str] | None = None, plugin: Sequence[Path] | None = None) -> Recipe:
-    """The recipe a command line names, with its plugins loaded and its `--set` changes made."""
-    load_plugins(plugin)
-    from fusionkit.recipe import load_recipe
-
-    return load_recipe(recipe_source(argument), set=tuple(set or ()))

@@ -6,12 +6,14 @@ Block fields hold the validated config of the block's own class.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, PrivateAttr
 
 from fusionkit.errors import Problem
-from fusionkit.plugin import BlockConfig
+from fusionkit.plugin import BlockConfig, BlockSpec
 from fusionkit.recipe.names import Name
 from fusionkit.recipe.section import STEP, BlockOf, Section
 from fusionkit.recipe.train_schema import Evaluate, Train
@@ -32,6 +34,18 @@ class Stream(Section):
     encoder: Encoder = Field(description="What sees the crop.")
     select: Selector = Field(description="Which of the encoder's layers are read, for example {type: last}.")
     steps: dict[Name, Step] = Field(default_factory=dict, description="Mixers, adapters and poolers, in order.")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedBlock:
+    """A block of a recipe and its address; `family` is `step` for all step families."""
+
+    address: str
+    family: str
+    config: BlockConfig
+
+    def spec(self) -> BlockSpec:
+        return BlockOf(self.family).spec(self.config.type)
 
 
 class Recipe(Section):
@@ -68,9 +82,41 @@ class Recipe(Section):
         origin = self.where(address)
         return Problem(origin.source, origin.line, origin.column, address, message, hint)
 
+    def blocks(self) -> Iterator[PlacedBlock]:
+        """Every block of the recipe with its address, in the order written."""
+        for name, stream in self.streams.items():
+            yield PlacedBlock(f"streams.{name}.encoder", "encoders", stream.encoder)
+            yield PlacedBlock(f"streams.{name}.select", "selectors", stream.select)
+            yield from _named(f"streams.{name}.steps", STEP, stream.steps)
+        yield from _named("fusion", STEP, self.fusion)
+        yield from _named("injectors", "injectors", self.injectors)
+        for address, family, block in (
+            ("cropper", "croppers", self.cropper),
+            ("language_model", "language_models", self.language_model),
+            ("box_tokenizer", "box_tokenizers", self.box_tokenizer),
+        ):
+            if block is not None:
+                yield PlacedBlock(address, family, block)
+        if self.train is not None:
+            yield from _numbered("train.data", "datasets", self.train.data)
+            for name, stage in self.train.stages.items():
+                yield from _named(f"train.stages.{name}.objectives", "objectives", stage.objectives)
+                yield from _numbered(f"train.stages.{name}.data", "datasets", stage.data or ())
+        for index, scores in enumerate(self.evaluate):
+            yield from _numbered(f"evaluate.{index}.metrics", "metrics", scores.metrics)
+            yield PlacedBlock(f"evaluate.{index}.data", "datasets", scores.data)
+
     def __eq__(self, other: object) -> bool:
         """Equal when they mean the same, wherever they were written."""
         return self.canonical() == other.canonical() if isinstance(other, Recipe) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.canonical()))
+
+
+def _named(address: str, family: str, blocks: Mapping[str, BlockConfig]) -> Iterator[PlacedBlock]:
+    return (PlacedBlock(f"{address}.{name}", family, block) for name, block in blocks.items())
+
+
+def _numbered(address: str, family: str, blocks: Sequence[BlockConfig]) -> Iterator[PlacedBlock]:
+    return (PlacedBlock(f"{address}.{index}", family, block) for index, block in enumerate(blocks))

@@ -24,7 +24,8 @@ STEP = "step"
 """Stands for all step families: their names are unique, so a step needs only its `type`."""
 
 FAMILY_KEY = "x-fusionkit-family"
-"""Marks, in the JSON schema of `Recipe`, where the blocks of a family go (see `recipe.export`)."""
+SHORT_KEY = "x-fusionkit-short"
+"""Mark, in the JSON schema of `Recipe`, where the blocks of a family go, and whether a name may stand for one."""
 
 
 MAX_FAILED_LOOKUPS = 10
@@ -62,7 +63,7 @@ class BlockOf:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {FAMILY_KEY: self.family, "x-fusionkit-short": True} if self.short else {FAMILY_KEY: self.family}
+        return {FAMILY_KEY: self.family, SHORT_KEY: self.short}
 
     @property
     def kind(self) -> str:

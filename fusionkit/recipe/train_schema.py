@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from fusionkit.plugin import BlockConfig
 from fusionkit.recipe.names import Name
@@ -142,8 +142,17 @@ Metrics = Annotated[
 ]
 
 
+def _one_or_several(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that `metric` may stand for `metrics`."""
+    schema["properties"]["metric"] = schema["properties"]["metrics"]
+    schema["required"].remove("metrics")
+    schema["oneOf"] = [{"required": ["metrics"]}, {"required": ["metric"]}]
+
+
 class Evaluate(Section):
     """One set of scores: metrics over a dataset. `metric` takes one, `metrics` several; by name or as a block."""
+
+    model_config = ConfigDict(json_schema_extra=_one_or_several)
 
     name: str | None = Field(None, min_length=1, description="Label of the results; made from the data if not given.")
     metrics: Metrics = Field(
