@@ -105,7 +105,7 @@ def rotate_half_split(x_BHNK: Tensor, phases: Phases) -> Tensor:
 
 def rotate_interleaved(x_BHNK: Tensor, phases: Phases) -> Tensor:
     """Rotate the pairs (2j, 2j + 1); otherwise as `rotate_half_split`."""
-    x_BHNF2 = x_BHNK.to(phases.cos.dtype).reshape(*x_BHNK.shape[:-1], -1, 2)
+    x_BHNF2 = x_BHNK.to(phases.cos.dtype).reshape(*x_BHNK.shape[:-1], x_BHNK.shape[-1] // 2, 2)
     a, b = x_BHNF2.unbind(-1)
     turned = torch.stack((a * phases.cos - b * phases.sin, b * phases.cos + a * phases.sin), dim=-1)
     return turned.flatten(-2).to(x_BHNK.dtype)

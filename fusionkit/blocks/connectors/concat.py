@@ -23,11 +23,12 @@ class Concat(nn.Module):
         super().__init__()
         self.address = site.address
         self.names = tuple(input_names(config))
+        self.widths = tuple(site.tokens(name).width for name in self.names)
         self.axis = config.axis
 
     def forward(self, **inputs: Tokens) -> Tokens:
         parts = [inputs[name] for name in self.names]
-        first = require_one_grid(parts, self.address)
+        first = require_one_grid(parts, self.widths, self.address)
         vectors, valid = [part.x_BND for part in parts], validity(parts)
         if self.axis == "channel":
             together = None if valid is None else torch.stack(valid).all(0)

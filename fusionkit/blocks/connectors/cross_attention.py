@@ -61,7 +61,7 @@ class CrossAttention(nn.Module, UsesAttention):
         return update_BND
 
     def _heads(self, x_BNA: Tensor) -> Tensor:
-        return x_BNA.reshape(*x_BNA.shape[:2], -1, self.head_width).transpose(1, 2)
+        return x_BNA.reshape(*x_BNA.shape[:2], x_BNA.shape[2] // self.head_width, self.head_width).transpose(1, 2)
 
 
 def open_gate(x_BND: Tensor, gate: Tensor, update_BND: Tensor) -> Tensor:

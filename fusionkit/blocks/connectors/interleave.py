@@ -23,10 +23,11 @@ class Interleave(nn.Module):
         super().__init__()
         self.address = site.address
         self.names = tuple(input_names(config))
+        self.widths = tuple(site.tokens(name).width for name in self.names)
 
     def forward(self, **inputs: Tokens) -> Tokens:
         parts = [inputs[name] for name in self.names]
-        first = require_one_grid(parts, self.address)
+        first = require_one_grid(parts, self.widths, self.address)
         valid = validity(parts)
         in_turn = None if valid is None else torch.stack(valid, dim=2).flatten(1, 2)
         x_BND = torch.stack([part.x_BND for part in parts], dim=2).flatten(1, 2)

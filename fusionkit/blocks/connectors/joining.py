@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fusionkit.errors import ShapeError
+from fusionkit.ops.shapes import require_width
 from fusionkit.ops.tokens import Tokens
 
 
-def require_one_grid(parts: Sequence[Tokens], address: str) -> Tokens:
-    """The first of `parts`; raises ShapeError unless all lie on its grid and frame."""
+def require_one_grid(parts: Sequence[Tokens], widths: Sequence[int], address: str) -> Tokens:
+    """The first of `parts`; raises ShapeError unless all lie on its grid and frame and have the planned widths."""
     first = parts[0]
-    for part in parts:
+    for part, width in zip(parts, widths, strict=True):
+        require_width(part.x_BND, width, address)
         if (part.grid, part.frame) != (first.grid, first.frame):
             raise ShapeError(
                 f"{address or 'block'}: expected all inputs on the grid {first.grid}, got {part.grid}",

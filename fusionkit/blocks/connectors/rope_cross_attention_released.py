@@ -101,7 +101,9 @@ class _Direction(nn.Module):
         self.still_pairs = head_width // 2 - 2 * pairs
         self.frequencies_y = nn.Parameter(torch.empty(pairs))
         self.frequencies_x = nn.Parameter(torch.empty(pairs))
-        self.distance_weight = nn.Parameter(torch.empty(config.heads)) if config.distance_decay else None
+        weight = nn.Parameter(torch.empty(config.heads)) if config.distance_decay else None
+        self.register_parameter("distance_weight", weight)
+        self.distance_weight: nn.Parameter | None
         self.gate = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
@@ -132,16 +134,17 @@ class _Direction(nn.Module):
         """What is added to the logits, broadcasting to [B, H, N, M]; None for nothing."""
         if self.radius is None and self.distance_weight is None and holds.valid_BN is None:
             return None
+        floor = torch.finfo(holds.x_BND.dtype).min / 2
         bias = places_N2.new_zeros(1, 1, len(places_N2), len(places_M2))
         if self.radius is not None:
             # A finite floor: a query with no key inside sinks evenly and so attends to all, as the released code does.
-            floor = torch.finfo(holds.x_BND.dtype).min / 2
             bias = bias.masked_fill(~within_radius(places_N2, places_M2, self.radius), floor)
         if self.distance_weight is not None and self.distance_decay is not None:
             closeness_NM = torch.exp(-self.distance_decay * pairwise_distance(places_N2, places_M2))
             bias = bias + self.distance_weight[:, None, None] * closeness_NM
         if holds.valid_BN is not None:
-            bias = bias.masked_fill(~holds.valid_BN[:, None, None, :], -torch.inf)
+            # Below the floor, so that what lies outside the radius is still preferred to what is not there.
+            bias = bias.masked_fill(~holds.valid_BN[:, None, None, :], 1.5 * floor)
         return bias
 
 

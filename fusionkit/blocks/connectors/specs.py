@@ -318,12 +318,13 @@ ROPE_CROSS_ATTENTION_RELEASED = BlockSpec(
     "V = S + tanh(γ) W_O softmax(RoPE(W_Q S) RoPE(W_K M)ᵀ / √K + bias) W_V M",
     guarantees=frozenset({"token_count", "grid", "padding_ignored"}),
     examples=(
-        {"query": "semantic", "memory": "spatial", "heads": 2, "width": 24, "gate_init": 0.5},
+        {"query": "semantic", "memory": "spatial", "heads": 2, "width": 24, "radius": 0.5, "gate_init": 0.5},
         {
             "query": "semantic",
             "memory": "spatial",
             "heads": 2,
             "width": 24,
+            "radius": 0.5,
             "distance_decay": 0.1,
             "bidirectional": True,
             "gate_init": 0.5,

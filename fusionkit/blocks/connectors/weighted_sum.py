@@ -27,27 +27,31 @@ class WeightedSum(nn.Module):
         super().__init__()
         self.address = site.address
         self.names = tuple(input_names(config))
+        self.widths = tuple(site.tokens(name).width for name in self.names)
         self.learn = config.learn
         self.start = config.weights or (1 / len(self.names),) * len(self.names)
-        if config.learn != "no":
-            self.factors = nn.Parameter(torch.empty(len(self.names)))
-            self.reset_parameters()
+        learned = nn.Parameter(torch.empty(len(self.names))) if config.learn != "no" else None
+        self.register_parameter("factors", learned)
+        self.factors: nn.Parameter | None
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the learned weights to their start."""
+        if self.factors is None:
+            return
         start = torch.tensor(self.start, device=self.factors.device)
         with torch.no_grad():
             self.factors.copy_(start.log() if self.learn == "softmax" else start)
 
     def weights(self) -> tuple[float, ...] | Tensor:
         """One weight per input."""
-        if self.learn == "no":
+        if self.factors is None:
             return self.start
         return torch.softmax(self.factors, dim=0) if self.learn == "softmax" else self.factors
 
     def forward(self, **inputs: Tokens) -> Tokens:
         parts = [inputs[name] for name in self.names]
-        first = require_one_grid(parts, self.address)
+        first = require_one_grid(parts, self.widths, self.address)
         weights, valid = self.weights(), validity(parts)
         x_BND = weights[0] * first.x_BND
         for weight, part in zip(weights[1:], parts[1:], strict=True):

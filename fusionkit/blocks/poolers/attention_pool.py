@@ -79,14 +79,16 @@ class AttentionPool(nn.Module, UsesAttention):
             # Padding is zero by now, so that a sum over the window is a sum over its real tokens.
             mean_BWD = x_BWSD.sum(2) / real_BWS1.sum(2).clamp(min=1).to(x_BWSD.dtype)
             mask = real_BWS1.reshape(batch * windows, 1, 1, size)
-        heads = (batch * windows, -1, self.heads, self.head_width)
-        kv_heads = (batch * windows, -1, self.kv_heads, self.head_width)
         out = attend(
-            self.query(mean_BWD).reshape(heads).transpose(1, 2),
-            self.key(x_BWSD).reshape(kv_heads).transpose(1, 2),
-            self.value(x_BWSD).reshape(kv_heads).transpose(1, 2),
+            self._heads(self.query(mean_BWD), 1, self.heads),
+            self._heads(self.key(x_BWSD), size, self.kv_heads),
+            self._heads(self.value(x_BWSD), size, self.kv_heads),
             mask,
             backend=self.attention_backend,
         )
         pooled: Tensor = self.output(out.transpose(1, 2).reshape(batch, windows, width))
         return pooled
+
+    def _heads(self, x: Tensor, size: int, heads: int) -> Tensor:
+        """Windows to the batch axis, heads apart: [B, W, (S,) D'] -> [B W, H, S, K]."""
+        return x.reshape(x.shape[0] * x.shape[1], size, heads, self.head_width).transpose(1, 2)
