@@ -40,7 +40,7 @@ def plan(recipe: Recipe) -> Plan:
     check_train(planning)
     rows = info.embedding_rows(len(tokens)) if info is not None else 0
     largest = layouts.largest.tokens if layouts is not None else 0
-    decoder = language_model_node(planning, info, rows, largest) if info is not None else None
+    decoder = language_model_node(planning, info, rows, largest)
     if planning.problems or fusion is None or wiring is None:
         raise PlanError(planning.problems)
     return Plan(

@@ -93,15 +93,19 @@ def check_injectors(planning: Planning) -> None:
         )
 
 
-def language_model_node(planning: Planning, info: LanguageModelInfo, rows: int, tokens: int) -> Node | None:
+def language_model_node(planning: Planning, info: LanguageModelInfo | None, rows: int, tokens: int) -> Node | None:
     """The language model as a node; its FLOPs are for one sequence of `tokens`."""
     config = planning.recipe.language_model
-    if config is None:
+    if config is None or info is None:
         return None
-    params = info.count_params(rows)
-    planned = BlockPlan({}, params, info.count_flops(tokens) if tokens else 0, 4 * params, 4 * tokens * info.width)
-    site = BlockSite(address="language_model", plan=planned, info=info, rows=rows)
-    return make_node(config, "language_models", site)
+
+    def node() -> Node:
+        params = info.count_params(rows)
+        planned = BlockPlan({}, params, info.count_flops(tokens) if tokens else 0, 4 * params, 4 * tokens * info.width)
+        site = BlockSite(address="language_model", plan=planned, info=info, rows=rows)
+        return make_node(config, "language_models", site)
+
+    return planning.attempt("language_model", config.type, node)
 
 
 def _plan_injectors(
