@@ -22,6 +22,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
 Source = str | Path | IO[bytes]
 
@@ -40,11 +41,13 @@ def open_picture(source: Source, where: str = "") -> Image:
 
 
 def picture_size(source: Source, where: str = "") -> Size:
-    """Width and height as `open_picture` would give them, read from the header alone; raises DataError."""
+    """Width and height as `open_picture` would give them, without decoding the pixels if that can be; raises DataError."""
     with _opened(source, where) as picture:
+        if picture.format == "TIFF":
+            picture.load()  # Pillow turns TIFFs itself, before or while it decodes, depending on its version
+            return Size(*picture.size)
         width, height = picture.size
-        sideways = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
-        return Size(height, width) if sideways else Size(width, height)
+        return Size(height, width) if _is_sideways(picture) else Size(width, height)
 
 
 def list_pictures(folder: str | Path, where: str = "") -> list[Path]:
@@ -56,6 +59,28 @@ def list_pictures(folder: str | Path, where: str = "") -> list[Path]:
     if not found:
         raise DataError(f"{_name(path, where)}: no pictures in this folder (looked for {', '.join(SUFFIXES)})")
     return found
+
+
+def _is_sideways(picture: Image) -> bool:
+    """Whether EXIF turns the picture by a quarter."""
+    if picture.format == "PNG" and not _png_has_metadata(picture):
+        return False
+    return picture.getexif().get(_ORIENTATION) in _SIDEWAYS
+
+
+def _png_has_metadata(picture: Image) -> bool:
+    """Whether a PNG has any chunk that could hold EXIF. Pillow decodes the whole picture to find out."""
+    file: Any = getattr(picture, "fp")  # noqa: B009 - Pillow has it on opened files only and does not declare it
+    position = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            if head[4:] in _PNG_METADATA:
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+        return False
+    finally:
+        file.seek(position)
 
 
 @contextmanager

@@ -30,8 +30,12 @@ def near(pixel: object, colour: tuple[int, int, int], within: int = 30) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("a.png", "RGB"), ("a.jpg", "RGB"), ("a.bmp", "RGB"), ("a.webp", "RGB"), ("a.tif", "RGB")]
-    + [
+    [
+        ("a.png", "RGB"),
+        ("a.jpg", "RGB"),
+        ("a.bmp", "RGB"),
+        ("a.webp", "RGB"),
+        ("a.tif", "RGB"),
         ("p.png", "P"),
         ("p.gif", "P"),
         ("cmyk.jpg", "CMYK"),
@@ -49,13 +53,14 @@ def test_colours_survive_every_format_and_mode(tmp_path: Path, name: str, mode: 
     assert picture_size(tmp_path / name) == Size(40, 20)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_to_picture_and_size(tmp_path: Path, orientation: int) -> None:
+def test_exif_rotation_is_applied_to_picture_and_size(tmp_path: Path, orientation: int, name: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    halves().save(tmp_path / "a.jpg", exif=exif, quality=95)
-    image = open_picture(tmp_path / "a.jpg")
-    assert picture_size(tmp_path / "a.jpg") == Size(*image.size)
+    halves().save(tmp_path / name, exif=exif, quality=95)
+    image = open_picture(tmp_path / name)
+    assert picture_size(tmp_path / name) == Size(*image.size)
     assert image.size == ((20, 40) if orientation >= 5 else (40, 20))
     # Where the red half of the stored picture is seen: left, right, top or bottom.
     seen = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}[orientation]
@@ -169,6 +174,24 @@ def test_truncated_pictures_are_refused_when_opened(tmp_path: Path, suffix: str)
     _truncated(path)
     with pytest.raises(DataError, match=rf"a\.{suffix}: (damaged or truncated picture|not a picture)"):
         open_picture(path)
+
+
+def test_the_size_is_read_without_decoding(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg"):
+        _truncated(tmp_path / f"a.{suffix}")
+        assert picture_size(tmp_path / f"a.{suffix}") == Size(64, 64)
+
+
+def test_rotation_at_the_end_of_a_png_is_found(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    halves().save(tmp_path / "a.png", exif=exif)
+    content = (tmp_path / "a.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    chunk = content[start : start + 12 + int.from_bytes(content[start : start + 4], "big")]
+    (tmp_path / "a.png").write_bytes(content.replace(chunk, b"").replace(content[-12:], chunk + content[-12:]))
+    assert open_picture(tmp_path / "a.png").size == (20, 40)
+    assert picture_size(tmp_path / "a.png") == Size(20, 40)
 
 
 def test_nothing_given() -> None:
