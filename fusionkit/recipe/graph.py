@@ -61,7 +61,8 @@ def graph_of(plan: Plan) -> Graph:
         boxes.append(_box(node, ranks[node.name]))
         edges += _edges(node, outputs)
         outputs[node.name] = node.address
-    rank = max(ranks.values())
+    # The question stands in the row above the injectors, and never beside a stream.
+    rank = max(ranks.values()) + (0 if plan.fusion else 1)
     last = outputs[_base(plan.visual_source)]
     if plan.language_model_node is not None:
         boxes.append(_text_box(plan, rank))

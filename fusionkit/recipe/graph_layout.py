@@ -134,10 +134,12 @@ def _centres(graph: Graph, rows: list[list[str]]) -> dict[tuple[int, str], float
     for rank, items in enumerate(rows):
         wishes = {item: _wish(graph, item, rank, centres, middle) for item in items}
         if 1 <= rank <= last:
-            # Slots here belong to edges that leave a stream early (or steps that skip one): its column is free or near.
+            boxed = {streams.get(item) for item in items}
             for item in items:
                 stream = streams.get(item) or streams[graph.edges[int(item.removeprefix("edge "))].source]
-                centres[rank, item] = columns.get(stream, middle)
+                # An edge that skips steps of its own stream passes beside their boxes.
+                aside = item not in streams and stream in boxed
+                centres[rank, item] = columns[stream] + ((BOX_WIDTH + PANEL) / 2 if aside else 0)
             continue
         ordered = sorted((item for item in items if item != TEXT), key=lambda item: wishes[item])
         total = sum(_width(graph, item) for item in ordered) + GAP_X * (len(ordered) - 1)
