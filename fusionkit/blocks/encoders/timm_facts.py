@@ -78,7 +78,7 @@ def facts_of(name: str) -> Architecture:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         prefix_tokens=int(getattr(model, "num_prefix_tokens", 0)),
-        levels=tuple(_level(name, place) for place in range(len(find_blocks(model, name)))),
+        levels=tuple(_level(name, place, blocks) for place, blocks in enumerate(find_blocks(model, name))),
     )
 
 
@@ -88,83 +88,78 @@ def ask(name: str) -> dict[str, Any]:
 
 
 def create_on_meta(name: str, size: tuple[int, int] | None = None) -> nn.Module:
-    options: dict[str, Any] = {} if size is None else {"img_size": size}
-    try:
-        with torch.device("meta"):
-            model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
-            return model
-    except RuntimeError as error:
-        raise BuildError(f"timm {timm.__version__} cannot create '{name}': {error}") from error
+    """The unpruned model without storage, for an input size if it is built for one; raises BuildError if unknown."""
+    facts = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if facts is None:
+        raise BuildError(f"timm {timm.__version__} has no model '{name}' (or knows no facts of it)")
+    options: dict[str, Any] = {} if size is None or not facts.fixed_input_size else {"img_size": size}
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    return model.eval()
 
 
-def _level(name: str, place: int) -> Level:
-    """Solve for the coefficients of one level from three small builds."""
-    blocks = find_blocks(create_on_meta(name), name)[place]
+def _level(name: str, place: int, blocks: Blocks) -> Level:
+    """Solve for the coefficients of one level from what its first 0, 1 and all blocks cost at two grids."""
     depth = len(blocks.items)
-    few, many = (4, 4), (8, 6)
-    empty = _measure(name, place, few, 0)
-    wide = _measure(name, place, many, 0)
-    one = _measure(name, place, few, 1)
-    far = _measure(name, place, many, 1)
-    full = _measure(name, place, few, depth)
-    position, uneven = divmod(wide.params - empty.params, wide.tokens - empty.tokens)
-    per_token = _linear(empty, wide)
+    heads, mlp = _heads(blocks.items[0]), _mlp(blocks.items[0])
+    full, one, empty = _measure(name, place, blocks.stride, (4, 4), (depth, 1, 0))
+    far_one, far_empty = _measure(name, place, blocks.stride, (8, 6), (1, 0))
+    position, uneven = divmod(far_empty.params - empty.params, far_empty.patches - empty.patches)
     block_params = one.params - empty.params
-    tokens_few, tokens_many = few[0] * few[1] + one.prefix, many[0] * many[1] + one.prefix
-    cost_few, cost_many = one.flops - empty.flops, far.flops - wide.flops
+    cost, far_cost = one.flops - empty.flops, far_one.flops - far_empty.flops
     # cost = T * block + T² * attention at two values of T.
-    determinant = tokens_few * tokens_many * (tokens_many - tokens_few)
-    attention, rest = divmod(tokens_few * cost_many - tokens_many * cost_few, determinant)
-    block = cost_few // tokens_few - tokens_few * attention
-    level = Level(
+    tokens, far_tokens = one.tokens, far_one.tokens
+    attention, rest = divmod(tokens * far_cost - far_tokens * cost, tokens * far_tokens * (far_tokens - tokens))
+    if uneven or rest or full.params - empty.params != depth * block_params or full.flops - empty.flops != depth * cost:
+        raise BuildError(f"timm model '{name}': its blocks at stride {blocks.stride[0]} do not all cost the same")
+    return Level(
         depth=depth,
         width=blocks.width,
         stride=blocks.stride,
-        heads=_heads(blocks.items[0]),
-        mlp=_mlp(blocks.items[0]),
-        stem_params=empty.params - position * empty.tokens,
+        heads=heads,
+        mlp=mlp,
+        stem_params=empty.params - position * empty.patches,
         position_params=position,
         block_params=block_params,
-        stem_flops=per_token,
-        block_flops=block,
+        stem_flops=_linear(empty, far_empty),
+        block_flops=cost // tokens - tokens * attention,
         attention_flops=attention,
     )
-    if (
-        uneven
-        or rest
-        or full.params - empty.params != depth * block_params
-        or full.flops - empty.flops != depth * cost_few
-    ):
-        raise BuildError(f"timm model '{name}': its blocks at stride {blocks.stride[0]} do not all cost the same")
-    return level
 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
     params: int
     flops: int
+    patches: int
     tokens: int
-    prefix: int
 
 
-def _measure(name: str, place: int, grid: tuple[int, int], deepest: int) -> _Measured:
-    probe = create_on_meta(name)
-    stride = find_blocks(probe, name)[place].stride
+def _measure(
+    name: str, place: int, stride: tuple[int, int], grid: tuple[int, int], depths: Sequence[int]
+) -> list[_Measured]:
+    """What the model costs on a grid when pruned to each of `depths`, which must fall."""
     size = (grid[0] * stride[0], grid[1] * stride[1])
-    model = create_on_meta(name, size) if cast(Any, probe).pretrained_cfg.get("fixed_input_size") else probe
-    prune(model, find_blocks(model, name)[place], deepest)
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        cast(Any, model).forward_features(torch.empty(1, 3, *size, device="meta"))
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return _Measured(params, counter.get_total_flops(), grid[0] * grid[1], int(getattr(model, "num_prefix_tokens", 0)))
+    model = create_on_meta(name, size)
+    blocks = find_blocks(model, name)[place]
+    x_BCHW = torch.empty(1, 3, *size, device="meta")
+    patches = grid[0] * grid[1]
+    tokens = patches + int(getattr(model, "num_prefix_tokens", 0))
+    measured = []
+    for deepest in depths:
+        prune(model, blocks, deepest)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            cast(Any, model).forward_features(x_BCHW)
+        params = sum(parameter.numel() for parameter in model.parameters())
+        measured.append(_Measured(params, counter.get_total_flops(), patches, tokens))
+    return measured
 
 
 def _linear(few: _Measured, many: _Measured) -> int:
-    slope, rest = divmod(many.flops, many.tokens)
-    if rest or slope * few.tokens != few.flops:
+    slope, rest = divmod(many.flops, many.patches)
+    if rest or slope * few.patches != few.flops:
         raise BuildError(
-            f"the stem costs {few.flops} and {many.flops} FLOPs for {few.tokens} and {many.tokens} tokens: not linear"
+            f"the stem costs {few.flops} and {many.flops} FLOPs for {few.patches} and {many.patches} tokens: not linear"
         )
     return slope
 
