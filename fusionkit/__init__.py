@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fusionkit.model.checkpoint import load_checkpoint as load
     from fusionkit.model.create import create
     from fusionkit.model.runtime import Runtime
-    from fusionkit.ops.maps import step
+    from fusionkit.ops.step import step
     from fusionkit.recipe import load_recipe
     from fusionkit.recipe.plan import plan
     from fusionkit.registry import override
@@ -37,7 +37,7 @@ _HOMES = {
     "load_recipe": ("fusionkit.recipe", "load_recipe"),
     "override": ("fusionkit.registry", "override"),
     "plan": ("fusionkit.recipe.plan", "plan"),
-    "step": ("fusionkit.ops.maps", "step"),
+    "step": ("fusionkit.ops.step", "step"),
 }
 
 

@@ -32,7 +32,7 @@ class FullPrecision(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FullPrecision:
         if recurse:
             for child in self.children():
-                child._apply(fn)  # type: ignore[no-untyped-call]
+                child._apply(fn)
 
         def keep(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusionkit.errors import NumericsError, ShapeError, UsageError
-from fusionkit.ops.maps import OrthogonalMaps, step
+from fusionkit.ops.maps import OrthogonalMaps
 from fusionkit.ops.orthogonal import cayley, exponential, orthogonal_matrices, skew_count
 from fusionkit.ops.precision import full_matmul
+from fusionkit.ops.step import step
 
 SHAPES = [(6, 6), (6, 4), (4, 6)]
 
@@ -185,7 +186,8 @@ def test_step_compiles() -> None:
 
 WORKER = """
 import sys, torch, torch.distributed as dist
-from fusionkit.ops.maps import OrthogonalMaps, step
+from fusionkit.ops.maps import OrthogonalMaps
+from fusionkit.ops.step import step
 torch.set_num_threads(1)
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
