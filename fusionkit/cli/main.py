@@ -49,7 +49,7 @@ VERBS = {
 
 TRACEBACK = "--traceback"
 
-QUICK = ("list", "validate")
+QUICK = ("list", "validate", "plan")
 """Verbs that must answer at once, so they are reached without typer, which costs more time than all of their work."""
 
 

@@ -1,13 +1,14 @@
-"""`fusionkit plan`: shapes, tokens, parameters and costs of a recipe, before anything is built."""
+"""`fusionkit plan`: shapes, tokens, parameters and costs of a recipe. Reached without typer, so it reads its own words."""
 
 from __future__ import annotations
 
+import argparse
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from fusionkit.cli.options import JsonOption, PluginOption, RecipeArg, SetOption, open_recipe
+from fusionkit.cli.opening import open_recipe
 from fusionkit.cli.output import emit, emit_json, heading, table
 from fusionkit.errors import UsageError
 
@@ -20,51 +21,55 @@ if TYPE_CHECKING:
 MAX_SIDE = 100_000
 """Pictures beyond this side are refused before their layout is counted."""
 
+DESCRIPTION = """\
+Show what a recipe will build: every block's grid, tokens, width, parameters and costs. Nothing is built.
 
-def command(
-    recipe: RecipeArg,
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image", metavar="WxH", help="Also count the tokens of a picture of this size. May be repeated."
-        ),
-    ] = None,
-    meta: Annotated[
-        bool,
-        typer.Option("--meta", help="Build it on the meta device (imports torch, reads no weights) and compare."),
-    ] = False,
-    json: JsonOption = False,
-    set: SetOption = None,
-    plugin: PluginOption = None,
-) -> None:
-    """Show what a recipe will build: every block's grid, tokens, width, parameters and costs.
+FLOPs and activations are for one crop, forward, at 4 bytes a number; the language model's are for one sequence with
+the largest picture. Blocks that do not fit each other are reported with their line and a fix, all at once.
+"""
+EXAMPLES = """\
+examples:
+  fusionkit plan tiny
+  fusionkit plan recipes/mine.yaml --image 1024x768 --image 640x480
+  fusionkit plan recipes/mine.yaml --set cropper.max_crops=6
+  fusionkit plan come_vl --meta
+"""
 
-    FLOPs and activations are for one crop, forward, at 4 bytes a number; the language model's are for one sequence
-    with the largest picture. Blocks that do not fit are reported with their line and a fix, all at once.
 
-    \b
-    fusionkit plan tiny
-    fusionkit plan recipes/mine.yaml --image 1024x768 --image 640x480
-    fusionkit plan recipes/mine.yaml --set cropper.max_crops=6
-    fusionkit plan come_vl --meta
-    """
-    sizes = [parse_size(text) for text in image or ()]
-    opened = open_recipe(recipe, set, plugin)
+def main(words: Sequence[str]) -> None:
+    """Plan a recipe and print it; raises SystemExit(2) if `--meta` finds a difference."""
+    parser = argparse.ArgumentParser(
+        "fusionkit plan",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("recipe", metavar="RECIPE", help="a recipe file, or a shipped recipe by name")
+    add("--image", action="append", metavar="WxH", help="also count a picture of this size; may be repeated")
+    add("--meta", action="store_true", help="build it on the meta device (torch, no weights) and compare")
+    add("--set", action="append", metavar="ADDRESS=VALUE", help="change one value; may be repeated")
+    add("--plugin", action="append", type=Path, metavar="FILE", help="load the blocks of a Python file")
+    add("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(words)
+    sizes = [parse_size(text) for text in options.image or ()]
+    recipe = open_recipe(options.recipe, options.set, options.plugin)
     comparison = None
-    if meta:
+    if options.meta:
         from fusionkit.cli.plan_meta import compare
 
-        plan, comparison = compare(opened)
+        plan, comparison = compare(recipe)
     else:
         from fusionkit.recipe.plan import plan as plan_recipe
 
-        plan = plan_recipe(opened)
-    if json:
+        plan = plan_recipe(recipe)
+    if options.json:
         emit_json(as_json(plan, sizes, comparison))
     else:
         show(plan, sizes, comparison)
     if comparison is not None and not comparison.equal:
-        raise typer.Exit(2)
+        raise SystemExit(2)
 
 
 def parse_size(text: str) -> Size:
