@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ class LinearSumMixer(LayerSum[_Terms]):
 
     def matrices(self) -> tuple[Tensor, ...]:
         """W_l, L of [M, D]."""
-        return tuple(self.projections.get_parameter(f"{index}.weight") for index in range(self.layers))
+        # Attributes, not get_parameter: torch.func.functional_call puts plain tensors in their place.
+        return tuple(cast(Tensor, projection.weight) for projection in self.projections)
 
     def terms(self) -> _Terms:
         return _Terms(*self.norm.scaled(self.weights()), self.matrices())

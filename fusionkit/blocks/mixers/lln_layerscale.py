@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +49,9 @@ class LlnLayerscaleMixer(LayerSum[_Terms]):
 
     def terms(self) -> _Terms:
         scale_L = at_least_fp32(self.scale)
-        matrices, biases = (
-            tuple(self.projections.get_parameter(f"{index}.{name}") for index in range(self.layers))
-            for name in ("weight", "bias")
-        )
+        # Attributes, not get_parameter: torch.func.functional_call puts plain tensors in their place.
+        matrices = tuple(cast(Tensor, projection.weight) for projection in self.projections)
+        biases = tuple(cast(Tensor, projection.bias) for projection in self.projections)
         offset_M = (scale_L.unsqueeze(-1) * torch.stack(biases)).sum(dim=0)
         return _Terms(*self.norm.scaled(scale_L), matrices, offset_M)
 

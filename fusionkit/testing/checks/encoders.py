@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fusionkit.errors import ShapeError
 from fusionkit.testing.checks.modules import (
     MODULE_CHECKS,
+    check_bf16,
     check_gradients_match_differences,
+    require_bf16_within,
     require_same,
 )
 from fusionkit.testing.subjects import CheckFailed, EncoderSubject, relative_error, require
@@ -84,7 +86,10 @@ def check_flops(subject: EncoderSubject) -> None:
 
 
 def check_tokens_are_row_major(subject: EncoderSubject) -> None:
-    """A change inside one patch shows most at that patch's token of the lowest layer."""
+    """A change inside one patch shows most at that patch's token of the lowest layer, or at one beside it.
+
+    (Beside it, because strided convolutions look at patches from their corner.)
+    """
     info = subject.info
     grid, (down, right) = info.grid, info.stride
     row, column = grid.height // 3, 2 * grid.width // 3
@@ -94,8 +99,14 @@ def check_tokens_are_row_major(subject: EncoderSubject) -> None:
     with torch.no_grad():
         before = subject.call(subject.module, subject.arguments(batch=1))[lowest]
         after = subject.call(subject.module, changed)[lowest]
-    found, expected = int((after - before).norm(dim=-1)[0].argmax()), row * grid.width + column
-    require(found == expected, f"a change in patch ({row}, {column}) shows most at token {found}, not {expected}")
+    found = divmod(int((after - before).norm(dim=-1)[0].argmax()), grid.width)
+    near = max(abs(found[0] - row), abs(found[1] - column)) <= 1
+    require(near, f"a change in patch ({row}, {column}) of {grid} shows most at the token of patch {found}")
+
+
+def check_bf16_is_close(subject: EncoderSubject) -> None:
+    """In bfloat16 it is finite and close to float32 with the same (rounded) numbers, many blocks deep."""
+    require_bf16_within(subject, BF16_TOLERANCE)
 
 
 def check_crops_do_not_mix(subject: EncoderSubject) -> None:
@@ -135,6 +146,9 @@ def check_description(subject: EncoderSubject) -> None:
     require(params == sorted(params) and flops == sorted(flops), "deeper layers must not cost less")
 
 
+BF16_TOLERANCE = 2e-2
+_REPLACED = (check_bf16, check_gradients_match_differences)  # the latter would take minutes
+
 ENCODER_CHECKS = (
     check_description,
     check_layers_have_the_described_shape,
@@ -146,5 +160,6 @@ ENCODER_CHECKS = (
     check_tokens_are_row_major,
     check_crops_do_not_mix,
     check_layers_outside_are_refused,
-    *(check for check in MODULE_CHECKS if check is not check_gradients_match_differences),
+    check_bf16_is_close,
+    *(check for check in MODULE_CHECKS if check not in _REPLACED),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +53,7 @@ def check_permutation_equivariant(subject: StepSubject) -> None:
 
 
 def check_orthogonal(subject: StepSubject) -> None:
-    """`matrices()` gives maps with orthonormal columns (or rows, where they narrow), also after training steps."""
+    """`matrices()` of the module, or of parts of it, gives maps with orthonormal columns (or rows, where they narrow), also after training steps."""
     module = subject.copy().train()
     _require_orthogonal(module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.05, weight_decay=0.1)
@@ -65,9 +65,11 @@ def check_orthogonal(subject: StepSubject) -> None:
 
 
 def _require_orthogonal(module: nn.Module) -> None:
+    owners = [part for part in module.modules() if callable(getattr(part, "matrices", None))]
+    require(bool(owners), "neither the module nor a part of it has matrices() to look at the maps")
     with torch.no_grad():
-        found: Tensor | Sequence[Tensor] = module.matrices()  # type: ignore[operator]
-    for number, q in enumerate(matrix for part in found for matrix in part.reshape(-1, *part.shape[-2:])):
+        found = [matrix for owner in owners for matrix in owner.matrices()]  # type: ignore[operator]
+    for number, q in enumerate(found):
         gram = (q.mT @ q if q.shape[0] >= q.shape[1] else q @ q.mT).double()
         error = (gram - torch.eye(len(gram), dtype=torch.float64)).abs().max().item()
         require(error <= 1e-5, f"map {number} of shape {tuple(q.shape)} is off orthogonality by {error:.1e}")
@@ -75,7 +77,7 @@ def _require_orthogonal(module: nn.Module) -> None:
 
 def check_simplex_weights(subject: StepSubject) -> None:
     """`weights()` gives one positive weight per layer, sum 1."""
-    weights = subject.module.weights()  # type: ignore[operator]
+    weights: Tensor = subject.module.weights().detach()  # type: ignore[operator]
     require(bool((weights > 0).all()), f"weights must be positive, got {weights.tolist()}")
     require(abs(float(weights.sum()) - 1) <= 1e-6, f"weights must sum to 1, got {float(weights.sum())}")
 

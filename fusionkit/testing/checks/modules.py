@@ -50,7 +50,7 @@ def check_gradients_reach_everything(subject: ModuleSubject) -> None:
 def check_gradients_match_differences(subject: ModuleSubject) -> None:
     """In float64, gradients equal finite differences along random directions."""
     module = subject.copy().double()
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    wanting = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     arguments = replace_tensors(subject.arguments(batch=1), lambda x: x.double())
     inputs = tensors_of(arguments)
 
@@ -58,12 +58,11 @@ def check_gradients_match_differences(subject: ModuleSubject) -> None:
         given = iter(values[: len(inputs)])
         swapped = replace_tensors(arguments, lambda _: next(given))
         holder = _Call(subject, module)
-        parameters = {f"module.{name}": value for name, value in zip(names, values[len(inputs) :], strict=True)}
+        parameters = {f"module.{name}": value for name, value in zip(wanting, values[len(inputs) :], strict=True)}
         found: tuple[Tensor, ...] = torch.func.functional_call(holder, parameters, (swapped,))
         return found
 
-    parameters = [module.get_parameter(name).detach() for name in names]
-    values = [value.clone().requires_grad_() for value in (*inputs, *parameters)]
+    values = [value.clone().requires_grad_() for value in (*inputs, *wanting.values())]
     try:
         torch.autograd.gradcheck(function, values, fast_mode=True, atol=1e-6, nondet_tol=0.0)
     except RuntimeError as error:
@@ -119,15 +118,23 @@ def check_compiles_for_inference(subject: ModuleSubject) -> None:
 def _compare_compiled(subject: ModuleSubject, module: nn.Module, arguments: dict[str, object]) -> None:
     expected = subject.call(module, arguments)
     torch._dynamo.reset()
-    holder = torch.compile(_Call(subject, module), fullgraph=True, backend="eager")
-    found = holder(arguments)
+    compiled = torch.compile(_Call(subject, module), fullgraph=True, backend="eager")
+    try:
+        found = compiled(arguments)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise CheckFailed(f"does not compile in one graph: {str(error).splitlines()[0]}") from error
     for (name, was), now in zip(expected.items(), found, strict=True):
-        error = relative_error(now, was)
-        require(error <= FP32_TOLERANCE, f"compiled output '{name}' differs by {error:.1e}")
+        gap = relative_error(now, was)
+        require(gap <= FP32_TOLERANCE, f"compiled output '{name}' differs by {gap:.1e}")
 
 
 def check_bf16(subject: ModuleSubject) -> None:
     """In bfloat16 it is finite and close to float32 with the same (rounded) numbers."""
+    require_bf16_within(subject, BF16_TOLERANCE)
+
+
+def require_bf16_within(subject: ModuleSubject, tolerance: float) -> None:
+    """Raise CheckFailed unless bfloat16 outputs are finite and within `tolerance` of float32, relative to the norm."""
     low = subject.copy().to(torch.bfloat16)
     high = _as_float32(subject, low)
     arguments = replace_tensors(subject.arguments(), lambda x: x.to(torch.bfloat16))
@@ -136,7 +143,7 @@ def check_bf16(subject: ModuleSubject) -> None:
         expected = subject.call(high, replace_tensors(arguments, lambda x: x.float()))
     for name, value in found.items():
         require(value.dtype == torch.bfloat16, f"'{name}' of bfloat16 tokens is {value.dtype}")
-    _require_close(found, expected, BF16_TOLERANCE, "bfloat16")
+    _require_close(found, expected, tolerance, "bfloat16")
 
 
 def check_autocast(subject: ModuleSubject) -> None:
