@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from fusionkit.errors import BoxDecodeError, DataError, PluginApiError, PluginLoadError, ShapeError
 from fusionkit.geometry import FULL, Box, Frame, Grid, LayerStackSpec, Point, Size, TokenSpec
-from fusionkit.sample import Prediction, Provenance, Sample, SceneObject, Segment, Turn
+from fusionkit.sample import ENDLESS, Prediction, Provenance, Sample, SceneObject, Segment, Turn
 
 __all__ = [
     "ACCEPTED_API_VERSIONS",
     "API_VERSION",
+    "ENDLESS",
     "FAMILIES",
     "FULL",
     "GUARANTEES",

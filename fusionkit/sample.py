@@ -14,6 +14,9 @@ from fusionkit.geometry import Box, Point, Size
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ENDLESS = 2**31 - 1
+"""`len()` of a dataset that does not end: read it at any index, do not permute it."""
+
 Segment = str | Box | Point
 """A piece of an answer: plain text, or a box or point that the recipe's box tokenizer will write."""
 

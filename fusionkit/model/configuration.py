@@ -1,4 +1,8 @@
-"""FusionConfig: the transformers configuration of a fused model. It holds the locked recipe."""
+"""FusionConfig: the transformers configuration of a fused model. It holds the locked recipe.
+
+Only the lock is kept, not the recipe beside it: transformers sorts the keys of what it writes as JSON, and the order of
+steps has a meaning. The lock writes ordered mappings as lists of pairs.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ from transformers import AutoConfig, PretrainedConfig
 class FusionConfig(PretrainedConfig):
     """What `config.json` of a fused model says.
 
-    `recipe` is the canonical recipe (a mapping, defaults filled), `lock` its three-part lock, `text_config` the
-    decoder's own configuration and `new_tokens` the tokens that were added to its tokenizer, in order.
+    `lock` is the recipe's three-part lock, `text_config` the decoder's own configuration and `new_tokens` the tokens
+    that were added to its tokenizer, in order.
     """
 
     model_type = "fusionkit"
@@ -19,14 +23,12 @@ class FusionConfig(PretrainedConfig):
 
     def __init__(
         self,
-        recipe: dict[str, Any] | None = None,
         lock: dict[str, Any] | None = None,
         text_config: dict[str, Any] | PretrainedConfig | None = None,
         new_tokens: list[str] | None = None,
         image_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
-        self.recipe = recipe
         self.lock = lock
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)

@@ -20,6 +20,7 @@ from fusionkit.model.runtime import Runtime
 from fusionkit.model.tower import Stream, run_fusion
 from fusionkit.ops.tokens import Tokens
 from fusionkit.recipe import load_recipe
+from fusionkit.recipe.lock import unlock
 from fusionkit.recipe.plan import plan as plan_recipe
 
 PIXELS = "pixel_values_"
@@ -45,9 +46,9 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: FusionConfig, *, pretrained: bool = False) -> None:
         super().__init__(config)
-        if config.recipe is None:
-            raise UsageError("FusionConfig has no recipe; build models with fusionkit.build(recipe) or from_pretrained")
-        self.plan = plan_recipe(load_recipe(config.recipe))
+        if config.lock is None:
+            raise UsageError("FusionConfig has no lock; build models with fusionkit.build(recipe) or from_pretrained")
+        self.plan = plan_recipe(load_recipe(unlock(config.lock)))
         parts = build_parts(self.plan, pretrained=pretrained)
         self.streams = nn.ModuleDict(
             {
@@ -177,6 +178,22 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         for injector in self.injectors.values():
             embeds_BTE = injector(embeds_BTE, visual_VE.to(embeds_BTE.dtype), mask_BT)
         return embeds_BTE
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As in transformers; an embedding that looks back (`context`) is given the ids it looks at."""
+        parent: Any = super()
+        prepared: dict[str, Any] = parent.prepare_inputs_for_generation(
+            input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
+        )
+        embedding: Any = self.get_input_embeddings()
+        context = getattr(embedding, "context", 0)
+        if context and prepared.get("inputs_embeds") is None:
+            new = prepared["input_ids"].shape[1]
+            prepared["inputs_embeds"] = embedding(input_ids[:, -(new + context) :])[:, -new:]
+            prepared["input_ids"] = None
+        return prepared
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]

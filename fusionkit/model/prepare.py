@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def prepare_config(plan: Plan) -> FusionConfig:
-    """The configuration of a model about to be built: canonical recipe, lock and the tokens to add."""
-    return FusionConfig(recipe=plan.recipe.canonical(), lock=lock(plan.recipe), new_tokens=list(plan.new_tokens))
+    """The configuration of a model about to be built: the lock and the tokens to add."""
+    return FusionConfig(lock=lock(plan.recipe), new_tokens=list(plan.new_tokens))
 
 
 def prepare_text(model: FusionVLM, plan: Plan) -> None:

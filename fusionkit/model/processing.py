@@ -22,6 +22,8 @@ from fusionkit.model.prepare import coordinate_tokens
 from fusionkit.model.text import load_tokenizer, token_ids
 from fusionkit.plugin import IMAGE_TOKEN, Parsed
 from fusionkit.recipe import load_recipe
+from fusionkit.recipe.lock import lock as make_lock
+from fusionkit.recipe.lock import unlock
 from fusionkit.recipe.plan import Plan
 from fusionkit.recipe.plan import plan as plan_recipe
 from fusionkit.sample import Prediction, Sample, Segment, Turn
@@ -37,11 +39,11 @@ class FusionProcessor(ProcessorMixin):
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, recipe: dict[str, Any], chat_template: str | None = None
+        self, tokenizer: PreTrainedTokenizerBase, lock: dict[str, Any], chat_template: str | None = None
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)  # type: ignore[no-untyped-call]
-        self.recipe = recipe
-        self._plan = plan_recipe(load_recipe(recipe))
+        self.lock = lock
+        self._plan = plan_recipe(load_recipe(unlock(lock)))
         settings = self._plan.recipe
         self._cropper = None if settings.cropper is None else build_object("croppers", settings.cropper)
         self._boxes = None if settings.box_tokenizer is None else build_object("box_tokenizers", settings.box_tokenizer)
@@ -51,7 +53,7 @@ class FusionProcessor(ProcessorMixin):
     @classmethod
     def from_plan(cls, plan: Plan) -> FusionProcessor:
         """The processor of a plan, with a fresh tokenizer."""
-        return cls(load_tokenizer(plan), plan.recipe.canonical())
+        return cls(load_tokenizer(plan), make_lock(plan.recipe))
 
     @property
     def plan(self) -> Plan:

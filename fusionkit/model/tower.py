@@ -73,12 +73,14 @@ class Stream(nn.Module):
 
 
 def run_fusion(plan: Plan, steps: nn.ModuleDict, streams: Mapping[str, Tokens]) -> Tokens:
-    """Run the fusion graph on the streams' outputs; the last step's `main` goes to the injectors."""
-    return _run_steps(steps, plan.fusion, dict(streams))
+    """Run the fusion graph on the streams' outputs: what the injectors get."""
+    named = dict(streams)
+    _run_steps(steps, plan.fusion, named)
+    return named[plan.visual_source]
 
 
 def _run_steps(modules: nn.ModuleDict, nodes: Sequence[Node], named: dict[str, Tokens]) -> Tokens:
-    """Run steps in order and return the last one's output. `named` starts with what the first steps may read."""
+    """Run steps in order and return the last one's output. `named` starts with what the first steps may read; outputs are added."""
     output = next(iter(named.values()))
     for node in nodes:
         module = modules[node.name]

@@ -37,7 +37,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
         },
         "injectors": {"visual": {"type": "replace"}},
         "language_model": {
-            "type": "causal",
+            "type": "token_shift",
             "tokenizer": "builtin:tiny",
             "config": {
                 "model_type": "llama",
@@ -48,6 +48,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
                 "num_key_value_heads": 2,
                 "vocab_size": 512,
                 "tie_word_embeddings": True,
+                "pad_token_id": 0,
             },
             "new_rows": {"init": "ordinal", "std": 0.3},
         },

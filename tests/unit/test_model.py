@@ -185,6 +185,19 @@ def test_auto_classes_load_what_was_saved(parts, tmp_path) -> None:
     assert torch.equal(chat["input_ids"], inputs["input_ids"])
 
 
+def test_the_order_of_steps_survives_a_file(tmp_path) -> None:
+    """transformers sorts the keys of config.json; here the alphabetical order of steps is the wrong one."""
+    fusion = {
+        "z_align": {"type": "rope_cross_attention", "query": "semantic", "memory": "spatial", "heads": 2},
+        "a_project": {"type": "mlp", "hidden": 32},
+    }
+    model = fusionkit.build(recipe(fusion=fusion))
+    folder = save_checkpoint(tmp_path / "run", model, FusionProcessor.from_plan(model.plan))
+    again, processor = load_checkpoint(folder)
+    assert list(again.fusion) == ["z_align", "a_project"]
+    assert processor.plan.visual == model.plan.visual
+
+
 def test_saving_is_all_or_nothing(parts, tmp_path, monkeypatch) -> None:
     model, processor = parts
     folder = save_checkpoint(tmp_path / "run", model, processor)

@@ -19,11 +19,8 @@ from fusionkit.blocks.datasets.scene_words import COLOURS, SHAPES
 from fusionkit.blocks.datasets.specs import SyntheticScenesConfig
 from fusionkit.geometry import Size
 from fusionkit.pictures import list_pictures
-from fusionkit.plugin import BlockSite
+from fusionkit.plugin import ENDLESS, BlockSite
 from fusionkit.sample import Provenance, Sample, SceneObject
-
-ENDLESS = 2**31 - 1
-"""`len()` of a dataset without `samples`; draw indices from it, do not permute it."""
 
 
 class SyntheticScenes:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from fusionkit.blocks.language_models.specs import CausalConfig, decoder_config
+from fusionkit.blocks.language_models.specs import CausalConfig, decoder_config, describe_causal
 from fusionkit.errors import BuildError
 from fusionkit.hub import check_reachable, not_to_be_had
 from fusionkit.plugin import BlockSite, LanguageModelInfo
@@ -46,7 +46,7 @@ def build_causal(config: CausalConfig, site: BlockSite) -> PreTrainedModel:
     model = _random(config, rows) if on_meta or config.weights == RANDOM else _loaded(config, info, rows)
     if on_meta:
         _compute_rotary_at_first_call(model)
-    planned, found = info.count_params(rows), _count(model)
+    planned, found = describe_causal(config).count_params(rows), _count(model)
     if planned != found:
         raise BuildError(f"{info.name}: planned {planned} parameters with {rows} embedding rows, the model has {found}")
     return model
@@ -83,7 +83,7 @@ def _loaded(config: CausalConfig, info: LanguageModelInfo, rows: int) -> PreTrai
     source = str(config.model) if config.weights == PRETRAINED else str(config.weights)
     described = library_config(config, info.vocab_size)
     if Path(source).is_dir():
-        model = _from_pretrained(source, described, local_files_only=True)
+        model = _from_folder(source, described)
     elif config.weights == PRETRAINED:
         model = _from_hub(source, described, config.revision)
     else:
@@ -92,6 +92,13 @@ def _loaded(config: CausalConfig, info: LanguageModelInfo, rows: int) -> PreTrai
         # What the new rows hold is the caller's business: no mean over the vocabulary here.
         model.resize_token_embeddings(rows, mean_resizing=False)
     return model
+
+
+def _from_folder(folder: str, described: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        return _from_pretrained(folder, described, local_files_only=True)
+    except OSError as error:
+        raise BuildError(f"weights '{folder}': no weights in the folder: {error}") from error
 
 
 def _from_hub(hub_id: str, described: PreTrainedConfig, revision: str | None) -> PreTrainedModel:

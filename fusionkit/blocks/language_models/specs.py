@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     JsonValue,
     PositiveFloat,
+    PositiveInt,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -95,6 +97,21 @@ class CausalConfig(BlockConfig):
         return self
 
 
+class TokenShiftConfig(CausalConfig):
+    """A decoder from a config, trained from scratch, whose word embeddings carry the words before them."""
+
+    type: Literal["token_shift"] = "token_shift"  # type: ignore[assignment]
+    shift: PositiveInt = Field(3, le=16, description="How many tokens back an embedding looks.")
+
+    @model_validator(mode="after")
+    def _from_scratch(self) -> Self:
+        if self.config is None:
+            raise ValueError("token_shift builds from `config`; a pretrained `model` does not know shifted embeddings")
+        if not isinstance(self.config.get("pad_token_id"), int):
+            raise ValueError("config.pad_token_id: name the padding token's id, so that padding shifts nothing into a row")
+        return self
+
+
 def _count_flops(decoder: Decoder, vocab_size: int, tokens: int) -> int:
     return decoder.flops(tokens, vocab_size)
 
@@ -128,6 +145,16 @@ def describe_causal(config: CausalConfig) -> LanguageModelInfo:
         count_flops=partial(_count_flops, decoder, vocab_size),
         name=config.model or decoder.model_type,
     )
+
+
+def describe_token_shift(config: TokenShiftConfig) -> LanguageModelInfo:
+    """Facts of the decoder, with one weight per channel and distance more."""
+    info = describe_causal(config)
+    return replace(info, count_params=partial(_with_shift, info.count_params, config.shift * info.width))
+
+
+def _with_shift(count: Callable[[int], int], extra: int, rows: int) -> int:
+    return count(rows) + extra
 
 
 def decoder_config(config: CausalConfig) -> Mapping[str, Any]:
@@ -196,6 +223,33 @@ CAUSAL = BlockSpec(
                     "num_attention_heads": 4,
                     "num_key_value_heads": 2,
                     "max_position_embeddings": 512,
+                },
+                "tokenizer": "builtin:tiny",
+                "new_rows": {"init": "ordinal"},
+            }
+        ),
+    ),
+)
+
+TOKEN_SHIFT = BlockSpec(
+    api=1,
+    family="language_models",
+    config=TokenShiftConfig,
+    describe=describe_token_shift,
+    factory="fusionkit.blocks.language_models.token_shift:build_token_shift",
+    summary="A small decoder from a config whose word embeddings carry the words before them; learns in minutes.",
+    equation="x_i = e_i + sum_k s_k * e_(i-k), k = 1..shift",
+    examples=(
+        MappingProxyType(
+            {
+                "config": {
+                    "model_type": "llama",
+                    "hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "tie_word_embeddings": True,
+                    "pad_token_id": 0,
                 },
                 "tokenizer": "builtin:tiny",
                 "new_rows": {"init": "ordinal"},

@@ -1,0 +1,130 @@
+"""What a person sees while training: a bar with the loss on stderr, a JSON line per logged step in the run folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class Progress(TrainerCallback):
+    """A rich progress bar for one stage; on a dumb terminal a line now and then."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._bar: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self._plain = not console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=self._plain,
+        )  # fmt: skip
+        self._console = console
+        self._task = self._bar.add_task(self.title, total=state.max_steps, completed=state.global_step, loss="-")
+        self._bar.start()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if self._bar is None or not logs or "loss" not in logs:
+            return
+        self._bar.update(self._task, completed=state.global_step, loss=f"{float(logs['loss']):.3f}")
+        if self._plain and (state.global_step % max(1, state.max_steps // 10) < args.logging_steps):
+            self._console.print(
+                f"{self.title}: step {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.3f}"
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+            self._bar.stop()
+
+
+class JsonLog(TrainerCallback):
+    """Appends every log entry of a stage to a JSONL file, with the seconds since the stage began."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path = path
+        self.stage = stage
+        self.started = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            row = {
+                "stage": self.stage,
+                "step": state.global_step,
+                "seconds": round(time.monotonic() - self.started, 2),
+                **logs,
+            }
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C and SIGTERM end the current step, save, and stop; a second signal stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class StopAfter(TrainerCallback):
+    """Stops and saves after a number of optimizer steps of the stage: a planned interruption."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= self.step:
+            control.should_save = True
+            control.should_training_stop = True
