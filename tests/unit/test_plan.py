@@ -205,6 +205,49 @@ def test_a_wrong_plan_differs_from_the_model_at_its_address(tmp_path: Path, pair
     assert comparison.built == pair.parameters
 
 
+def test_a_model_with_skips_and_extra_outputs_gives_the_planned_shapes() -> None:
+    import torch
+
+    from fusionkit.model.build import build
+
+    encoder = {"type": "small_vit", "image_size": 24, "width": 16, "heads": 2}
+    steps = {
+        "mix": {"type": "softmax_sum"},
+        "side": {"type": "linear"},
+        "both": {"type": "weighted_sum", "inputs": ["mix", "side"]},
+    }
+    attention = {
+        "type": "rope_cross_attention_released",
+        "query": "a",
+        "memory": "b",
+        "heads": 2,
+        "bidirectional": True,
+    }
+    recipe = load_recipe(
+        {
+            "schema": 1,
+            "name": "skips",
+            "streams": {
+                "a": {"encoder": encoder, "select": {"type": "all"}, "steps": steps},
+                "b": {"encoder": encoder, "select": {"type": "last"}},
+            },
+            "fusion": {
+                "align": attention,
+                "sum": {"type": "weighted_sum", "inputs": ["align", "align.memory", "a"]},
+                "turns": {"type": "interleave", "inputs": ["sum", "b"]},
+            },
+        }
+    )
+    model = build(recipe)
+    with torch.no_grad():
+        streams = model.encode_streams({name: torch.zeros(2, 3, 24, 24) for name in ("a", "b")})
+        fused = model.fuse(streams)
+    assert {name: tokens.spec for name, tokens in streams.items()} == {
+        name: stream.output for name, stream in model.plan.streams.items()
+    }
+    assert fused.spec == model.plan.visual == TokenSpec(Grid(4, 4), 16, copies=2, interleaved=True)
+
+
 def test_new_tokens_are_the_croppers_then_the_box_tokenizers(pair: Plan) -> None:
     assert pair.new_tokens[0] == IMAGE_TOKEN
     assert len(pair.new_tokens) == len(set(pair.new_tokens))
