@@ -50,11 +50,13 @@ def unlock(locked: Mapping[str, Any]) -> dict[str, Any]:
     Raises: LockMismatchError if it is no lock, or its recipe is not the one it was made from.
     """
     try:
-        model, run = locked["model"]["recipe"], locked["run"]["recipe"]
-        intact = locked["lock"] == FORMAT and locked["model"]["hash"] == _hash(model)
+        version, model, run = locked["lock"], locked["model"]["recipe"], locked["run"]["recipe"]
+        intact = locked["model"]["hash"] == _hash(model)
         recipe: dict[str, Any] = _unpaired({**model, **run})
     except (KeyError, TypeError, ValueError) as error:
         raise _mismatch(f"is not a lock of format {FORMAT}", "make one with `fusionkit lock`") from error
+    if version != FORMAT:
+        raise _mismatch(f"is a lock of format {version}, this fusionkit reads {FORMAT}", "upgrade fusionkit")
     if not intact:
         raise _mismatch("was changed after it was made: its recipe does not have its hash", "make it anew")
     return recipe
@@ -98,9 +100,11 @@ def _model_part(canonical: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _environment_changes(before: Any, after: Mapping[str, Any]) -> list[str]:
-    """Lines such as `distributions.torch: 2.11.0 then, 2.15.0 now`."""
+    """Lines such as `distributions.torch: 2.11.0 then, 2.15.0 now`, for what both environments have."""
     return [
-        f"{change.address}: {change.before_text} then, {change.after_text} now" for change in changes(before, after)
+        f"{change.address}: {change.before_text} then, {change.after_text} now"
+        for change in changes(before, after)
+        if change.kind is Kind.CHANGED
     ]
 
 

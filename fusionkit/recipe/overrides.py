@@ -6,6 +6,7 @@ The address is the one errors print; items of a list are numbered from 0. The va
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from fusionkit.errors import Problem, RecipeSyntaxError, RecipeValidationError
 from fusionkit.recipe.merge import merge
@@ -43,7 +44,11 @@ def _value(text: str, name: str) -> Node:
 
     if not text.strip():
         raise RecipeSyntaxError([Problem(name, 0, 0, "", "has no value", "write null to remove it, '' for no text")])
-    return _moved(parse_value(text, name), Origin(name))
+    try:
+        return _moved(parse_value(text, name), Origin(name))
+    except RecipeSyntaxError as error:
+        # The change itself is printed, so a line and column in it would only confuse.
+        raise RecipeSyntaxError(replace(problem, line=0, column=0) for problem in error.problems) from error
 
 
 def _moved(node: Node, origin: Origin) -> Node:
