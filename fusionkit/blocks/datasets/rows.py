@@ -54,7 +54,7 @@ class JsonLines:
         """One row; raises DataError naming file and line when it is not a JSON object."""
         with self.path.open("rb") as file:
             file.seek(self._offsets[index])
-            line = file.readline()
+            line = file.readline().rstrip()
         row = parse(line, self.where(index))
         if not isinstance(row, dict):
             raise DataError(f"{self.where(index)}: expected a JSON object {{...}}, got {type_name(row)}")
