@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedModel
 
 from fusionkit import architectures
-from fusionkit.blocks.language_models import causal, counts
+from fusionkit.blocks.language_models import causal, counts, hub_facts
 from fusionkit.blocks.language_models.specs import CAUSAL, CausalConfig, describe_causal
 from fusionkit.blocks.language_models.vocabulary import tokenizer_size
 from fusionkit.errors import BuildError, ShapeError
@@ -394,3 +394,22 @@ def test_no_advice_about_gpu_kernels_without_a_gpu(monkeypatch: pytest.MonkeyPat
     assert not drops.filter(record)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert drops.filter(record)
+
+
+# -------------------------------------------------------------------------------------------- asking the library
+def test_the_library_says_what_the_table_has(tokenizer: str, tmp_path: Path) -> None:
+    build(DECODERS["qwen3"], tokenizer).config.save_pretrained(tmp_path)
+    shipped = Path(causal.__file__).parents[2] / "assets" / "tiny_tokenizer"
+    for file in shipped.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    answer = hub_facts.ask(str(tmp_path))
+    assert answer["tokenizer_size"] == tokenizer_size("builtin:tiny")
+    assert counts.read_decoder(answer["config"]) == counts.read_decoder(DECODERS["qwen3"])
+
+
+def test_a_hub_id_that_cannot_be_asked_is_named() -> None:
+    with (
+        architectures.asking_libraries(),
+        pytest.raises(BuildError, match="language model 'nobody/nothing' is neither in the local cache nor to be had"),
+    ):
+        describe_causal(CausalConfig(model="nobody/nothing"))
