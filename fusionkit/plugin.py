@@ -159,7 +159,7 @@ class Like(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    like: str = Field(description="Name of the stream whose width to take.")
+    like: str = Field(description="Stream whose output width to take, or `language_model`.")
 
 
 Width = PositiveInt | Like

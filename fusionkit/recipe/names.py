@@ -31,7 +31,7 @@ MODULE_ATTRIBUTES = frozenset((
 """Public names of torch's Module, ModuleDict and ModuleList that would be legal names here."""
 
 RESERVED = frozenset({"encoder", "image", "input", "language_model", "main"})
-"""Words that already mean something where a step names what it reads."""
+"""Words that already mean something where a step names what it reads, or whose width it takes."""
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 

@@ -18,11 +18,14 @@ def check_train(planning: Planning) -> None:
     if train is None:
         return
     parts = list(module_addresses(planning.recipe))
-    _check_addresses(planning, "train.learning_rates", train.learning_rates, parts, keyed=True)
+    # The heads that objectives own are no part of the model, but they learn, at a rate that may be given.
+    heads = [f"objectives.{name}" for stage in train.stages.values() for name in stage.objectives]
+    _check_addresses(planning, "train.learning_rates", train.learning_rates, [*parts, *heads], keyed=True)
     for name, stage in train.stages.items():
         address = f"train.stages.{name}"
         _check_addresses(planning, f"{address}.trainable", stage.trainable, parts, keyed=False)
-        _check_addresses(planning, f"{address}.learning_rates", stage.learning_rates or (), parts, keyed=True)
+        rates = stage.learning_rates or ()
+        _check_addresses(planning, f"{address}.learning_rates", rates, [*parts, *heads], keyed=True)
         for objective, config in stage.objectives.items():
             for argument, source in input_names(config).items():
                 if source not in planning.recipe.streams:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Shape = TokenSpec | LayerStackSpec
 T = TypeVar("T")
 
+MANY = 8
+"""More names than this are not all listed in a message."""
+
 
 class Planning:
     """The recipe being planned and the problems found in it."""
@@ -110,7 +113,10 @@ def likes(config: BlockConfig) -> dict[str, str]:
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """The names there are, the nearest first."""
+    """The name that was probably meant, and the names there are: all of few, the first of many."""
     near = get_close_matches(name, known, n=1)
-    listed = f"there are: {', '.join(known)}" if known else "there are none"
+    if near and len(known) > MANY:
+        return f"did you mean `{near[0]}`?"
+    more = ", ..." if len(known) > MANY else ""
+    listed = f"there are: {', '.join(known[:MANY])}{more}" if known else "there are none"
     return f"did you mean `{near[0]}`? {listed}" if near else listed

@@ -10,6 +10,7 @@ import pytest
 from fusionkit.errors import PlanError
 from fusionkit.recipe import load_recipe
 from fusionkit.recipe.plan import plan
+from fusionkit.recipe.planning import suggestion
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plan_recipe import loaded
@@ -233,6 +234,36 @@ def test_all_problems_are_reported_at_once_each_where_it_is(tmp_path: Path) -> N
         "streams.spatial.steps.widen.width",
         "fusion.project.input",
     ]
+
+
+TRAIN = """\
+train:
+  learning_rates: {fusion: 1e-3, fusion.align.gate: 1e-2, objectives.what: 1e-3, fusion.algin: 1e-3}
+  stages:
+    first:
+      trainable: [streams, streams.spatial.steps.mix, streams.spacial]
+      objectives: {what: {type: patch_boxes, stream: spacial}}
+  data: [{type: synthetic_scenes}]
+"""
+
+
+def test_training_names_parts_of_the_model(tmp_path: Path) -> None:
+    found = problems(tmp_path, ("box_tokenizer:", TRAIN + "box_tokenizer:"))
+    assert found == [
+        "pair.yaml:29:82: train.learning_rates.fusion.algin: `fusion.algin` is no part of the model "
+        "(did you mean `fusion.align`?)",
+        "pair.yaml:32:55: train.stages.first.trainable.2: `streams.spacial` is no part of the model "
+        "(did you mean `streams.spatial`?)",
+        "pair.yaml:33:47: train.stages.first.objectives.what.stream: no stream is called `spacial` "
+        "(did you mean `spatial`? there are: semantic, spatial)",
+    ]
+
+
+def test_of_many_names_the_first_are_listed() -> None:
+    names = [f"name_{number}" for number in range(20)]
+    assert suggestion("zzz", names) == f"there are: {', '.join(names[:8])}, ..."
+    assert suggestion("name_77", names) == "did you mean `name_7`?"
+    assert suggestion("zzz", []) == "there are none"
 
 
 def test_what_needs_a_block_that_failed_is_not_reported_too(tmp_path: Path) -> None:
