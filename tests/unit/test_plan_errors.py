@@ -254,7 +254,7 @@ def test_training_names_parts_of_the_model(tmp_path: Path) -> None:
         "(did you mean `fusion.align`?)",
         "pair.yaml:32:55: train.stages.first.trainable.2: `streams.spacial` is no part of the model "
         "(did you mean `streams.spatial`?)",
-        "pair.yaml:33:47: train.stages.first.objectives.what.stream: no stream is called `spacial` "
+        "pair.yaml:33:46: train.stages.first.objectives.what.stream: no stream is called `spacial` "
         "(did you mean `spatial`? there are: semantic, spatial)",
     ]
 
