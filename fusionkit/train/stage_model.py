@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusionkit.model.modeling import PIXELS, FusionVLM
 from fusionkit.model.output import FusionOutput
+from fusionkit.model.shared_prefix import forward_shared
 
 TEXT = ("input_ids", "attention_mask", "visual_index")
 
@@ -40,7 +41,6 @@ class StageModel(nn.Module):
         """The outputs the objectives read."""
         if self.needs_text:
             inputs = {name: value for name, value in batch.items() if name in TEXT or name.startswith(PIXELS)}
-            output: FusionOutput = self.model(**inputs, use_cache=False)
-            return output
+            return forward_shared(self.model, inputs)
         pixels = {name.removeprefix(PIXELS): value for name, value in batch.items() if name.startswith(PIXELS)}
         return FusionOutput(streams=self.model.encode_streams(pixels, self.streams))
