@@ -1,0 +1,82 @@
+"""`fusionkit train`: a recipe becomes a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fusionkit.cli.options import (
+    JsonOption,
+    PluginOption,
+    RecipeArg,
+    SetOption,
+    load_plugins,
+    open_recipe,
+    recipe_source,
+)
+from fusionkit.cli.output import emit, emit_json, note
+
+if TYPE_CHECKING:
+    from fusionkit.train.groups import AuditRow
+
+
+def command(
+    recipe: RecipeArg,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where the checkpoint goes; OUTPUT.partial until it is done.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE.jsonl", help="Train on your own data instead of the recipe's."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUTPUT.")] = False,
+    stop_after: Annotated[
+        int | None, typer.Option("--stop-after", min=1, help="Save and stop after this many steps of a stage.")
+    ] = None,
+    set: SetOption = None,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a recipe. Ctrl-C saves; --resume continues to the same weights.
+
+    \b
+    Examples:
+      fusionkit train tiny -o runs/tiny
+      fusionkit train tiny -o runs/tiny --resume
+      fusionkit train tiny --data mine.jsonl -o runs/mine
+      fusionkit train tiny -o runs/seed1 --set train.seed=1
+    """
+    load_plugins(plugin)
+    from fusionkit.recipe import load_recipe
+
+    opened = open_recipe(recipe, set)
+    if data is not None:
+        from fusionkit.train.own_data import on_own_data
+
+        opened = load_recipe(on_own_data(opened, data))
+    from fusionkit.train.run import Interrupted, train
+
+    try:
+        finished = train(
+            opened, output, resume=resume, overwrite=overwrite, stop_after=stop_after, on_stage=_show_audit
+        )
+    except Interrupted as stopped:
+        note(f"{stopped}; everything is saved in {output}.partial")
+        note(f"continue: fusionkit train {recipe_source(recipe)} -o {output} --resume")
+        raise typer.Exit(0 if stopped.signal is None else 128 + stopped.signal) from None
+    if json:
+        emit_json({"checkpoint": finished.folder, "steps": finished.steps, "seconds": round(finished.seconds, 1)})
+    else:
+        emit(f"{finished.folder}: {finished.steps} steps in {finished.seconds:.0f} s")
+
+
+def _show_audit(stage: str, rows: list[AuditRow]) -> None:
+    """The parameter audit, on stderr: what learns, how fast, what is frozen."""
+    note(f"stage {stage}")
+    width = max(len(row.address) for row in rows)
+    for row in rows:
+        rule = f"{row.rule} at {row.learning_rate:g}, decay {row.weight_decay:g}" if row.trainable else "frozen"
+        note(f"  {row.address:<{width}}  {row.parameters:>9,}  {rule}")
