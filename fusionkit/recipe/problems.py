@@ -65,6 +65,11 @@ class _Fault:
         """Whether the value is of another kind than this alternative wants, so that it says nothing else about it."""
         return self.path == self.union and (self.kind.endswith("_type") or self.kind == "int_from_float")
 
+    @property
+    def is_untrue(self) -> bool:
+        """Whether it counts items and found too few only because it left the wrong ones out."""
+        return self.kind == "too_short" and _length(self.node) >= self.context["min_length"]
+
 
 def translate(error: ValidationError, tree: Table) -> list[Problem]:
     """All problems that a failed validation of `tree` found, each once."""
@@ -72,9 +77,9 @@ def translate(error: ValidationError, tree: Table) -> list[Problem]:
     guesses = MAX_SUGGESTIONS
     problems: dict[Problem, None] = {}
     for union, group in groupby(faults, key=lambda fault: fault.union):
-        some = list(group)
-        if union is not None and all(fault.is_mismatch for fault in some):
-            problems[_no_alternative(some)] = None
+        some = [fault for fault in group if not fault.is_untrue]
+        if union is not None and some and all(fault.is_mismatch for fault in some):
+            problems[_no_alternative(some, tree)] = None
             continue
         for fault in some:
             if union is None or not fault.is_mismatch:
@@ -114,15 +119,19 @@ def _is_about_missing(error: Mapping[str, Any]) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------- speaking
-def _no_alternative(faults: Sequence[_Fault]) -> Problem:
+def _no_alternative(faults: Sequence[_Fault], tree: Table) -> Problem:
     """The value is of a kind that no alternative wants."""
     first = faults[0]
     wanted = list(dict.fromkeys(_wanted(fault) for fault in faults))
+    if keys := [f"`{key}`" for key in fields_at(tree, first.path)]:
+        wanted = [f"{each} with {', '.join(keys)}" if each == "a mapping" else each for each in wanted]
     return _at(first, first.path, f"must be {' or '.join(wanted)}, got {got(first.node)}")
 
 
 def _problem(fault: _Fault, tree: Table, *, guess: bool) -> Problem:
     kind, context = fault.kind, fault.context
+    if kind == "missing" and isinstance(fault.path[-1], int):
+        return _at(fault, fault.path[:-1], f"has too few items, got {_length(fault.node)}")
     if kind == "missing":
         return _at(fault, fault.path, "missing", _description(fault, tree))
     if kind == "extra_forbidden":
@@ -138,8 +147,8 @@ def _problem(fault: _Fault, tree: Table, *, guess: bool) -> Problem:
         return _wrong_tag(fault)
     if kind in ("value_error", "assertion_error"):
         return _at(fault, fault.path, str(context["error"]))
-    message = _expectation(fault)
-    return _at(fault, fault.path, f"{message}, got {got(fault.node)}", _way_on(fault))
+    found = _length(fault.node) if kind in ("too_short", "too_long") else got(fault.node)
+    return _at(fault, fault.path, f"{_expectation(fault)}, got {found}", _way_on(fault, tree))
 
 
 def _wrong_tag(fault: _Fault) -> Problem:
@@ -177,7 +186,7 @@ def _wanted(fault: _Fault) -> str:
     bounds |= {"less_than": ("<", "lt"), "less_than_equal": ("<=", "le")}
     if kind in bounds:
         sign, name = bounds[kind]
-        return f"{sign} {context[name]}"
+        return f"{sign} {context[name]:g}"
     if kind in ("literal_error", "enum"):
         return str(context["expected"])
     simple = {
@@ -189,8 +198,12 @@ def _wanted(fault: _Fault) -> str:
     return simple.get(kind) or _KINDS.get(kind.removesuffix("_type"), "")
 
 
-def _way_on(fault: _Fault) -> str:
+def _way_on(fault: _Fault, tree: Table) -> str:
     """A hint for mistakes whose cure can be written down."""
+    if fault.path == ("schema",):
+        return "a later schema needs a later fusionkit"
+    if fault.kind == "string_pattern_mismatch":
+        return _description(fault, tree)
     value = fault.node.value if isinstance(fault.node, Leaf) else None
     if fault.kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
         return f"write {int(value)}"
@@ -208,7 +221,18 @@ def _way_on(fault: _Fault) -> str:
 def _known_keys(fault: _Fault, tree: Table) -> str:
     key = str(fault.path[-1])
     known = list(fields_at(tree, fault.path[:-1]))
+    near = get_close_matches(key[:64], known, n=1)
+    if near and near[0] in _beside(fault, tree):
+        return f"'{near[0]}' is given already"
     return _near(key, known) or (f"known: {', '.join(known)}" if known else "")
+
+
+def _beside(fault: _Fault, tree: Table) -> Mapping[str, Node]:
+    """The entries beside the one at fault."""
+    node: Node | None = tree
+    for key in fault.path[:-1]:
+        node = child(node, key) if node is not None else None
+    return node.entries if isinstance(node, Table) else {}
 
 
 def _description(fault: _Fault, tree: Table) -> str:
@@ -232,6 +256,11 @@ def _unit(fault: _Fault, count: int) -> str:
     if isinstance(fault.node, Table):
         return "entry" if count == 1 else "entries"
     return "item" if count == 1 else "items"
+
+
+def _length(node: Node) -> int:
+    """How many items or entries there are; a value that may stand for a list of one counts as one."""
+    return len(node.values) if isinstance(node, Items) else len(node.entries) if isinstance(node, Table) else 1
 
 
 def got(node: Node) -> str:

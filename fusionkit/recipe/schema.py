@@ -51,8 +51,10 @@ class PlacedBlock:
 class Recipe(Section):
     """A multi-encoder vision-language model as data: what it is, how it learns, how it is scored."""
 
-    schema_version: Literal[1] = Field(alias="schema", description="Version of this format.")
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Lower-case letters, digits and underscores.")
+    schema_version: Literal[1] = Field(alias="schema", description="Version of this format: `schema: 1`.")
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]*$", description="Name of the recipe, in lower-case letters, digits and underscores."
+    )
     summary: str = Field("", description="One line for lists and model cards.")
     requires: tuple[str, ...] = Field((), description="Distributions it needs, for example `acme-sam2>=1.2`.")
     sequence_length: PositiveInt = Field(2048, description="Most tokens of picture and text together.")

@@ -17,7 +17,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 
 from fusionkit import registry
 from fusionkit.errors import PluginError
-from fusionkit.plugin import FAMILIES, BlockConfig, BlockSpec
+from fusionkit.plugin import FAMILIES, STEP_FAMILIES, BlockConfig, BlockSpec
 from fusionkit.recipe.source import shorten
 
 STEP = "step"
@@ -29,7 +29,7 @@ SHORT_KEY = "x-fusionkit-short"
 
 
 MAX_FAILED_LOOKUPS = 10
-"""A name that is not installed makes the registry read all metadata anew; a recipe of many such names may not."""
+"""For each unknown name the registry reads all metadata anew; beyond so many it is only asked what it knows."""
 
 _BLOCK_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?")
 
@@ -89,7 +89,7 @@ class BlockOf:
         if name is None:
             raise _error(f"missing: which {self.kind} is it?", self._where_to_look(), None)
         if not isinstance(name, str):
-            raise _error("must be the name of a block", self._where_to_look(), name)
+            raise _error(f"must be the name of a block, got {json.dumps(name)}", self._where_to_look(), name)
         return self._find(name, info.context).config.model_validate_json(json.dumps(value))
 
     def _find(self, name: str, lookups: Any) -> BlockSpec:
@@ -98,14 +98,19 @@ class BlockOf:
             raise _error(f"'{shorten(name)}' is not the name of a block", self._where_to_look(), name)
         if isinstance(lookups, Lookups) and (self.family, name) in lookups.failed:
             raise _error(lookups.failed[self.family, name], "", name)
-        if isinstance(lookups, Lookups) and len(lookups.failed) >= MAX_FAILED_LOOKUPS:
-            raise _error("not looked up, after so many names that were not found", self._where_to_look(), name)
+        if isinstance(lookups, Lookups) and len(lookups.failed) >= MAX_FAILED_LOOKUPS and not self._is_known(name):
+            raise _error(f"no {self.kind} called '{name}' is installed", self._where_to_look(), name)
         try:
             return self.spec(name)
         except PluginError as error:
             if isinstance(lookups, Lookups):
                 lookups.failed[self.family, name] = str(error)
             raise _error(str(error), "", name) from error
+
+    def _is_known(self, name: str) -> bool:
+        """Whether metadata read already has that name."""
+        families = STEP_FAMILIES if self.family == STEP else (self.family,)
+        return any(name in registry.names(family) for family in families)
 
     def _where_to_look(self) -> str:
         return (

@@ -118,7 +118,7 @@ def test_what_is_no_lock_is_said_to_be_none(broken: dict[str, Any], recipe: Reci
 
 
 def test_a_lock_of_a_later_format_is_refused(recipe: Recipe) -> None:
-    with pytest.raises(LockMismatchError, match="is a lock of format 2, this fusionkit reads 1 .upgrade fusionkit"):
+    with pytest.raises(LockMismatchError, match=r"is a lock of format 2, this fusionkit reads 1 \(upgrade fusionkit\)"):
         unlock(lock(recipe) | {"lock": 2})
 
 

@@ -25,7 +25,8 @@ from fusionkit.recipe.train_schema import AdamW, Cosine, FlatThenLinear, Muon
 from fusionkit.recipe.tree import plain
 from fusionkit.recipe.yaml_subset import parse_yaml
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from recipe_blocks import TEXT, Join, Loss, Mix, Score, fake_blocks
 from recipe_schema_check import Schema
 
