@@ -38,7 +38,7 @@ def command(
       fusionkit evaluate runs/tiny --shuffle-pictures      what the questions alone give away
     """
     load_plugins(plugin)
-    from fusionkit.evaluate.report import as_rows, write_report
+    from fusionkit.evaluate.report import as_rows, cell, write_report
     from fusionkit.evaluate.run import evaluate
     from fusionkit.model.checkpoint import load_checkpoint
     from fusionkit.recipe import load_recipe
@@ -59,17 +59,7 @@ def command(
         emit_json(rows)
     else:
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        table(columns, [[_cell(row.get(column, "")) for column in columns] for row in rows])
+        table(columns, [[cell(row.get(column)) for column in columns] for row in rows])
     if output is not None:
         facts = {"checkpoint": checkpoint, "recipe": asked.name, "shuffled pictures": shuffle_pictures}
         note(f"report: {write_report(output, f'Scores of {checkpoint}', results, facts)}")
-
-
-def _cell(value: object) -> str:
-    return (
-        f"{value:.3f}"
-        if isinstance(value, float) and not float(value).is_integer()
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )

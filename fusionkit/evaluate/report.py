@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,27 @@ SHOWN = 4
 
 
 def as_rows(results: Sequence[Scores]) -> list[dict[str, Any]]:
-    """One row per entry and metric: the metric's numbers as it gives them."""
-    return [
-        {"data": scores.name, "metric": metric, **values}
-        for scores in results
-        for metric, values in scores.values.items()
-    ]
+    """One row per entry and metric: `value` with its 95 % interval, `count` of answers, share of `malformed` ones.
+
+    The interval is Wilson's for a share; for a mean of scores between 0 and 1 it is on the safe side.
+    """
+    rows = []
+    for scores in results:
+        for metric, found in scores.values.items():
+            rest = {key: value for key, value in found.items() if key not in (metric, "count", "malformed")}
+            row: dict[str, Any] = {"data": scores.name, "metric": metric, "value": found.get(metric)}
+            row["low"], row["high"] = wilson(found.get(metric), int(found["count"]))
+            rows.append({**row, "count": int(found["count"]), "malformed": found.get("malformed"), **rest})
+    return rows
+
+
+def wilson(share: float | None, count: int, z: float = 1.96) -> tuple[float | None, float | None]:
+    """Wilson's interval of a share seen in `count` trials; none without trials."""
+    if share is None or count == 0:
+        return None, None
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def write_report(folder: str | Path, title: str, results: Sequence[Scores], facts: Mapping[str, Any]) -> Path:
@@ -38,7 +54,9 @@ def write_report(folder: str | Path, title: str, results: Sequence[Scores], fact
         with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
             for scores in results:
                 file.writelines(json.dumps({"data": scores.name, **_answer(*item)}) + "\n" for item in scores.answers)
-        sections = [Section("Scores", table=[_shown(row) for row in as_rows(results)])]
+        sections = [
+            Section("Scores", table=[{key: cell(value) for key, value in row.items()} for row in as_rows(results)])
+        ]
         for scores in results:
             worst, best = worst_and_best(scores.answers, SHOWN)
             sections.append(Section(f"{scores.name}: best boxes", pictures=[_draw(item) for item in best]))
@@ -59,8 +77,9 @@ def _draw(item: Answered) -> Any:
     return annotate(sample.open_image(), turn.question, prediction, turn)
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, object]:
-    return {key: f"{value:.3f}" if isinstance(value, float) and key != "count" else value for key, value in row.items()}
+def cell(value: object) -> str:
+    """A number of a table as a person reads it."""
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _answer(sample: Any, turn: Any, prediction: Any) -> dict[str, Any]:
