@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -89,17 +89,25 @@ def test_verbs_before_the_build_do_without_torch(words: tuple[str, ...]) -> None
 
 # ------------------------------------------------------------------------------------------------- time
 def seconds(command: list[str]) -> float:
-    started = time.perf_counter()
+    """The processor time of one run: unlike the time on the clock, it hardly depends on who else uses the machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, capture_output=True, check=True)
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize(("words", "budget"), [(("list",), 0.120), (("validate", "builtin:come_vl"), 0.200)])
+@pytest.mark.parametrize(
+    ("words", "budget"),
+    [(("list",), 0.120), (("validate", "builtin:come_vl"), 0.200), (("plan", "builtin:tiny"), 0.200)],
+)
 def test_quick_verbs_answer_at_once(words: tuple[str, ...], budget: float) -> None:
-    """Warm, the median of several runs; on a machine that is busy or slow the budget grows as a bare Python does."""
+    """Warm, the median of several runs, within half as much again: a slip is caught, a busy machine is not.
+
+    On a machine that is slower than the one the budgets are for, they grow as a bare Python does.
+    """
     tool = str(Path(sys.executable).with_name("fusionkit"))
     bare = [sys.executable, "-c", "pass"]
     seconds([tool, *words])
     runs = [(seconds(bare), seconds([tool, *words])) for _ in range(7)]
-    slowness = max(1.0, statistics.median(start for start, _ in runs) / 0.025)
-    assert statistics.median(total for _, total in runs) <= budget * slowness
+    slowness = max(1.0, statistics.median(start for start, _ in runs) / 0.020)
+    assert statistics.median(total for _, total in runs) <= 1.5 * budget * slowness
