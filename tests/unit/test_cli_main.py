@@ -65,8 +65,9 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_teaches_by_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome(name, "--help") == 0
-    assert f"fusionkit {name}" in capsys.readouterr().out.split("\n", 1)[1]
+    for words in [(name, sub) for sub in getattr(load_verb(name), "commands", ())] or [(name,)]:
+        assert outcome(*words, "--help") == 0
+        assert f"fusionkit {' '.join(words)}" in capsys.readouterr().out.split("\n", 1)[1]
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -70,7 +70,7 @@ RESIZE = BlockSpec(
     family="croppers",
     config=ResizeConfig,
     factory="fusionkit.blocks.croppers.resize:Resize",
-    summary="the whole picture as one crop, stretched to each stream's input size",
+    summary="The whole picture as one crop, stretched to each stream's input size.",
     examples=({}, {"size": 48}, {"resample": "bilinear"}),
 )
 
@@ -79,7 +79,7 @@ OVERLAP_TILES = BlockSpec(
     family="croppers",
     config=OverlapTilesConfig,
     factory="fusionkit.blocks.croppers.overlap_tiles:OverlapTiles",
-    summary="overlapping tiles and a global view; overlap is seen by the encoders and dropped from the tokens",
+    summary="Overlapping tiles and a global view; overlap is seen by the encoders and dropped from the tokens.",
     paper="arXiv 2409.17146",
     examples=(
         {"size": 384, "max_crops": 12, "margin_patches": [4, 4], "global_view": True},

@@ -123,7 +123,7 @@ SYNTHETIC_SCENES = BlockSpec(
     family="datasets",
     config=SyntheticScenesConfig,
     factory="fusionkit.blocks.datasets.synthetic_scenes:SyntheticScenes",
-    summary="procedural scenes of coloured shapes with exact boxes, points, counts and descriptions",
+    summary="Procedural scenes of coloured shapes with exact boxes, points, counts and descriptions.",
     examples=(
         {"samples": 64},
         {"samples": 16, "objects": [2, 6], "overlap": 0.3, "textures": 0.5, "clutter": 6, "phrasings": "all"},
@@ -136,7 +136,7 @@ JSONL = BlockSpec(
     family="datasets",
     config=JsonlConfig,
     factory="fusionkit.blocks.datasets.jsonl:JsonlDataset",
-    summary="your own pictures and conversations, with boxes and points in pixels",
+    summary="Your own pictures and conversations, with boxes and points in pixels.",
     examples=({"path": "data/mine.jsonl"},),
 )
 
@@ -145,7 +145,7 @@ REFCOCO = BlockSpec(
     family="datasets",
     config=RefcocoConfig,
     factory="fusionkit.blocks.datasets.refcoco:Refcoco",
-    summary="RefCOCO, RefCOCO+ or RefCOCOg from local JSON files",
+    summary="RefCOCO, RefCOCO+ or RefCOCOg from local JSON files.",
     paper="arXiv 1608.00272",
     examples=({"split": "train"}, {"splits": ["val", "testA", "testB"]}),
 )
@@ -155,7 +155,7 @@ PIXMO = BlockSpec(
     family="datasets",
     config=PixmoConfig,
     factory="fusionkit.blocks.datasets.pixmo:Pixmo",
-    summary="PixMo captions, points, counts and questions from local JSONL files",
+    summary="PixMo captions, points, counts and questions from local JSONL files.",
     paper="arXiv 2409.17146",
     examples=({}, {"parts": ["points"]}),
 )

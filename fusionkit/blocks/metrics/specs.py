@@ -53,7 +53,7 @@ BOX_ACCURACY = BlockSpec(
     family="metrics",
     config=BoxAccuracyConfig,
     factory="fusionkit.blocks.metrics.boxes:BoxAccuracy",
-    summary="share of boxes with IoU at or above a threshold; an answer without a box is 0",
+    summary="Share of boxes with IoU at or above a threshold; an answer without a box is 0.",
     examples=({}, {"threshold": 0.75}),
 )
 
@@ -62,7 +62,7 @@ MEAN_IOU = BlockSpec(
     family="metrics",
     config=MeanIouConfig,
     factory="fusionkit.blocks.metrics.boxes:MeanIou",
-    summary="mean IoU of boxes; an answer without a box is 0",
+    summary="Mean IoU of boxes; an answer without a box is 0.",
 )
 
 POINT_ACCURACY = BlockSpec(
@@ -70,7 +70,7 @@ POINT_ACCURACY = BlockSpec(
     family="metrics",
     config=PointAccuracyConfig,
     factory="fusionkit.blocks.metrics.points:PointAccuracy",
-    summary="share of points close to the truth, or inside the object's box",
+    summary="Share of points close to the truth, or inside the object's box.",
     examples=({}, {"within": "pixels", "tolerance": 5.0}, {"within": "box"}),
 )
 
@@ -79,7 +79,7 @@ COUNT_ACCURACY = BlockSpec(
     family="metrics",
     config=CountAccuracyConfig,
     factory="fusionkit.blocks.metrics.text:CountAccuracy",
-    summary="share of counts exactly right; `none` is 0, an answer without a number is wrong",
+    summary="Share of counts exactly right; `none` is 0, an answer without a number is wrong.",
 )
 
 EXACT_MATCH = BlockSpec(
@@ -87,5 +87,5 @@ EXACT_MATCH = BlockSpec(
     family="metrics",
     config=ExactMatchConfig,
     factory="fusionkit.blocks.metrics.text:ExactMatch",
-    summary="share of text answers equal to the truth, letter case and spaces aside",
+    summary="Share of text answers equal to the truth, letter case and spaces aside.",
 )
