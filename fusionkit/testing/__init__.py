@@ -18,16 +18,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusionkit.testing.collect import Check, checks_for, collect, parametrize_with_checks
+    from fusionkit.testing.collect import Check, checks_for, collect_checks, parametrize_with_checks
     from fusionkit.testing.subjects import CheckFailed
 
-__all__ = ["Check", "CheckFailed", "checks_for", "collect", "parametrize_with_checks"]
+__all__ = ["Check", "CheckFailed", "checks_for", "collect_checks", "parametrize_with_checks"]
 
 _HOMES = {
     "Check": "collect",
     "CheckFailed": "subjects",
     "checks_for": "collect",
-    "collect": "collect",
+    "collect_checks": "collect",
     "parametrize_with_checks": "collect",
 }
 

@@ -41,7 +41,7 @@ def checks_for(spec: BlockSpec, examples: Sequence[Mapping[str, Any]] | None = N
     return found
 
 
-def collect(
+def collect_checks(
     distribution: str | None = None, families: Sequence[str] | None = None, examples: Examples | None = None
 ) -> Iterator[Check]:
     """The checks of every installed block, or of one distribution's, or of some families.
@@ -85,7 +85,7 @@ def parametrize_with_checks(
 
     known = dict(known_failures or {})
     parameters = []
-    for check in collect(distribution, families, examples):
+    for check in collect_checks(distribution, families, examples):
         reason = known.pop(check.id, None)
         marks = [] if reason is None else [pytest.mark.xfail(reason=reason, strict=True, raises=CheckFailed)]
         parameters.append(pytest.param(check, id=check.id, marks=marks))

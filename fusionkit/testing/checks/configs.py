@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -41,14 +42,19 @@ def check_fields_are_described(subject: Subject) -> None:
 
 def check_spec_needs_no_heavy_library(subject: Subject) -> None:
     """The module of the spec can be imported without torch: planning a recipe must stay fast."""
-    loaded = _heavy_imports(subject.spec.config.__module__)
-    require(not loaded, f"importing {subject.spec.config.__module__} imports {loaded}")
+    module = subject.spec.config.__module__
+    loaded = _heavy_imports(module, str(Path(str(sys.modules[module].__file__)).parent))
+    require(not loaded, f"importing {module} imports {loaded}")
 
 
 @cache
-def _heavy_imports(module: str) -> str:
-    code = f"import sys, importlib; importlib.import_module({module!r}); print(*({HEAVY} & sys.modules.keys()))"
-    code = code.replace(str(HEAVY), str(set(HEAVY)))
+def _heavy_imports(module: str, folder: str) -> str:
+    # A plugin file is a module that only its own folder has.
+    path = [*sys.path, folder] if "." not in module else sys.path
+    code = (
+        f"import importlib, sys; sys.path[:] = {path!r}; importlib.import_module({module!r}); "
+        f"print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     if done.returncode:
         raise CheckFailed(f"{module} does not import by itself: {done.stderr.strip().splitlines()[-1:]}")
