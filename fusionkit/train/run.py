@@ -200,7 +200,7 @@ def _run_stage(
             trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot save the state: {error.strerror or error}") from error
-    model.eval()
+    model.train(False)
     for handle in handles:
         handle.remove()
     reached = trainer.state.global_step

@@ -17,9 +17,9 @@ def factor(schedule: Any, step: int, steps: int) -> float:
     done = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
     match schedule.type:
         case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, float(done))))
         case "linear":
-            return max(0.0, 1 - done)
+            return max(0.0, 1.0 - float(done))
         case "flat_then_linear":
             return _flat_then_linear(schedule, step, steps)
         case _:

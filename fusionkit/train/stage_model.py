@@ -24,11 +24,9 @@ class StageModel(nn.Module):
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict(objectives)
-        needs = [objective.needs for objective in self.objectives.values()]
-        self.needs_text = any("language_model" in need for need in needs)
-        self.streams = sorted(
-            {name for objective in self.objectives.values() for name in getattr(objective, "streams", ())}
-        )
+        built: list[Any] = list(self.objectives.values())
+        self.needs_text = any("language_model" in objective.needs for objective in built)
+        self.streams = sorted({name for objective in built for name in getattr(objective, "streams", ())})
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         outputs = self.run(batch)

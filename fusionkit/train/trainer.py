@@ -35,6 +35,7 @@ class StageTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, train_dataset=dataset, data_collator=collate, **kwargs)
         self.model_accepts_loss_kwargs = False
+        self._stage = model
         self._make_optimizer = make_optimizer
         self._schedule = schedule
         self._once: Any = None
@@ -44,7 +45,8 @@ class StageTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        self.lr_scheduler = make_scheduler(optimizer or self.optimizer, self._schedule, num_training_steps)
+        chosen = optimizer or self.optimizer or self.create_optimizer()
+        self.lr_scheduler = make_scheduler(chosen, self._schedule, num_training_steps)
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -61,7 +63,7 @@ class StageTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if self._once is None:
-            self._once = step(self.model)
+            self._once = step(self._stage)
             self._once.__enter__()
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -72,7 +74,9 @@ class StageTrainer(Trainer):
             self._once = None
         return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
 
-    def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
         losses = model(inputs)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
@@ -86,11 +90,11 @@ class StageTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[arg-type]
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.model, str(folder / WEIGHTS))
+        save_model(self._stage, str(folder / WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint) / WEIGHTS
         try:
-            load_model(self.model, str(path))
+            load_model(self._stage, str(path))
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{path}: cannot resume from it: {error}") from error

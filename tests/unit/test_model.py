@@ -207,7 +207,7 @@ def test_saving_is_all_or_nothing(parts, tmp_path, monkeypatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(FusionProcessor, "save_pretrained", full)
-    with pytest.raises(CheckpointError, match="No space left on device .*unchanged"):
+    with pytest.raises(CheckpointError, match=r"No space left on device .*unchanged"):
         save_checkpoint(folder, model, processor)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
