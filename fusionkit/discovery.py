@@ -129,7 +129,9 @@ def recipes(scanned: Scan | None = None) -> list[RecipeEntry]:
     for folder in (scanned or scan()).recipe_folders:
         where = package_folder(folder.target)
         if where is None:
-            missing = f"package {folder.target} of {folder.owner} is not on the path, or has no __init__.py; reinstall it"
+            missing = (
+                f"package {folder.target} of {folder.owner} is not on the path, or has no __init__.py; reinstall it"
+            )
             found.append(_recipe(folder, "*", Path(), "missing", missing))
         else:
             found += [

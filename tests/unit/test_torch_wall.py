@@ -78,7 +78,7 @@ def test_every_spec_loads_without_torch() -> None:
         ("show", "mixer/orthogonal"),
         ("show", "come_vl"),
         ("lock", "builtin:tiny"),
-        ("diff", "builtin:tiny", "builtin:come_vl"),
+        ("diff", "builtin:tiny", "builtin:tiny"),
         ("schema",),
     ],
     ids=lambda words: words[0],

@@ -20,7 +20,8 @@ class AnswerTokensConfig(ObjectiveConfig):
 
     type: Literal["answer_tokens"] = "answer_tokens"
     soft_labels: NonNegativeFloat = Field(
-        0.0, description="Spread of a coordinate's label over neighbouring bins, standard deviation in bins; 0 for none."
+        0.0,
+        description="Spread of a coordinate's label over neighbouring bins, standard deviation in bins; 0 for none.",
     )
 
 
@@ -53,7 +54,7 @@ ANSWER_TOKENS = BlockSpec(
     family="objectives",
     config=AnswerTokensConfig,
     factory="fusionkit.blocks.objectives.answer_tokens:AnswerTokens",
-    summary="cross-entropy of the answer's tokens; coordinates may be soft labels",
+    summary="Cross-entropy of the answer's tokens; coordinates may be soft labels.",
     examples=({}, {"soft_labels": 1.0}),
 )
 
@@ -62,7 +63,7 @@ PATCH_LABELS = BlockSpec(
     family="objectives",
     config=PatchLabelsConfig,
     factory="fusionkit.blocks.objectives.patch_labels:PatchLabels",
-    summary="teaches a stream what stands where: objectness and labels per token",
+    summary="Teaches a stream what stands where: objectness and labels per token.",
     examples=({"stream": "semantic", "labels": {"colour": ["red", "blue"]}},),
 )
 
@@ -71,6 +72,6 @@ PATCH_BOXES = BlockSpec(
     family="objectives",
     config=PatchBoxesConfig,
     factory="fusionkit.blocks.objectives.patch_boxes:PatchBoxes",
-    summary="teaches a stream where edges are: objectness and box offsets per token",
+    summary="Teaches a stream where edges are: objectness and box offsets per token.",
     examples=({"stream": "spatial"},),
 )
