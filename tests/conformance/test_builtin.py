@@ -18,14 +18,7 @@ EXAMPLES = {
     "datasets/pixmo": [{"root": str(DATA / "pixmo")}, {"root": str(DATA / "pixmo"), "parts": ["points"]}],
 }
 
-HOOKS = "reads timm's blocks through hooks set for the call, which torch.compile does not trace"
-KNOWN_FAILURES = {
-    f"encoders/timm[{example}]-compiles_for_{purpose}": HOOKS
-    for example in (0, 1)
-    for purpose in ("training", "inference")
-}
 
-
-@parametrize_with_checks("fusionkit", examples=EXAMPLES, known_failures=KNOWN_FAILURES)
+@parametrize_with_checks("fusionkit", examples=EXAMPLES)
 def test_conformance(check: Check) -> None:
     check()

@@ -101,6 +101,19 @@ def _count_flops(costs: Costs, depth: int, prefix_tokens: int, deepest: int, gri
     return costs.flops(deepest, grid, prefix_tokens)
 
 
+def _grid(size: tuple[int, int], stride: tuple[int, int]) -> Grid:
+    """The grid of an input size; raises ShapeError when a remainder would be cut off."""
+    (height, width), (down, right) = size, stride
+    if height % down or width % right:
+        patch = str(down) if down == right else f"{down}x{right}"
+        raise ShapeError(
+            f"image {height}x{width} is not a multiple of the patch of {patch} px",
+            field="image_size",
+            hint=f"use {max(height // down, 1) * down}x{max(width // right, 1) * right}",
+        )
+    return Grid(height // down, width // right)
+
+
 def _small_info(
     config: SmallVitConfig | SmallConvConfig, width: int, stride: int, stem: tuple[int, int]
 ) -> EncoderInfo:
@@ -115,19 +128,13 @@ def _small_info(
         block_flops=per_token,
         attention_flops=per_pair,
     )
-    height, right = height_width(config.image_size)
-    if height % stride or right % stride:
-        raise ShapeError(
-            f"image {height}x{right} is not a multiple of the patch of {stride} px",
-            field="image_size",
-            hint=f"use {max(height // stride, 1) * stride}x{max(right // stride, 1) * stride}",
-        )
-    grid = Grid(height // stride, right // stride)
+    size = height_width(config.image_size)
+    grid = _grid(size, (stride, stride))
     return EncoderInfo(
         depth=config.depth,
         width=width,
         stride=(stride, stride),
-        input_size=(height, right),
+        input_size=size,
         prefix_tokens=0,
         mean=config.mean,
         std=config.std,
@@ -173,7 +180,7 @@ def describe_timm(config: TimmConfig) -> EncoderInfo:
     architecture = timm_architecture(config)
     level = timm_level(config, architecture)
     size = height_width(config.image_size) if config.image_size is not None else architecture.input_size
-    info = EncoderInfo(
+    return EncoderInfo(
         depth=level.depth,
         width=level.width,
         stride=level.stride,
@@ -182,11 +189,10 @@ def describe_timm(config: TimmConfig) -> EncoderInfo:
         mean=architecture.mean,
         std=architecture.std,
         licence=architecture.licence,
-        count_params=lambda deepest: _count_params(level, level.depth, info.grid, deepest),
+        count_params=partial(_count_params, level, level.depth, _grid(size, level.stride)),
         count_flops=partial(_count_flops, level, level.depth, architecture.prefix_tokens),
         name=timm_name(config),
     )
-    return info
 
 
 def timm_name(config: TimmConfig) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from fusionkit.blocks.encoders.base import LayerEncoder
 from fusionkit.blocks.encoders.specs import TimmConfig
@@ -21,10 +21,32 @@ from fusionkit.plugin import BlockSite, EncoderInfo
 PRETRAINED, RANDOM = "pretrained", "random"
 
 
+class _Tap:
+    """Where the hooks of one encoder hand their layers to, while it runs."""
+
+    def __init__(self, prefix_tokens: int) -> None:
+        self.prefix_tokens = prefix_tokens
+        self.wanted: frozenset[int] = frozenset()
+        self.consume: Callable[[int, Tensor], None] | None = None
+
+    def offer(self, layer: int, x: Tensor) -> None:
+        """Pass a layer on if it is wanted, as x_BND without prefix; grids of channels are flattened row-major."""
+        if self.consume is not None and layer in self.wanted:
+            self.consume(layer, x.flatten(2).transpose(1, 2) if x.ndim == 4 else x[:, self.prefix_tokens :])
+
+
+def _offer_output(tap: _Tap, layer: int, block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tap.offer(layer, output)
+
+
+def _offer_input(tap: _Tap, block: nn.Module, inputs: tuple[Any, ...]) -> None:
+    tap.offer(0, inputs[0])
+
+
 class TimmEncoder(LayerEncoder):
     """A timm model, pruned after the deepest layer that is read, its layers read by hooks.
 
-    Shapes: x_BCHW -> layers x_BND; class and register tokens are stripped.
+    Shapes: x_BCHW -> layers x_BND; class and register tokens are stripped. One call at a time.
 
     On the meta device no weights are read. Raises BuildError when timm has no such model, its facts differ from the
     planned ones, or its weights cannot be had or do not fit.
@@ -37,23 +59,24 @@ class TimmEncoder(LayerEncoder):
         blocks = _blocks_at(self.model, self.info)
         _compare(self.model, blocks, self.info)
         prune(self.model, blocks, self.kept)
-        self._block_list = f"stages.{blocks.stage}.blocks" if blocks.stage is not None else "blocks"
         _compare_params(self.model, self.info, self.kept)
+        self._tap = _Tap(self.info.prefix_tokens)
+        # Set once: torch.compile traces hooks that are there, not hooks that come and go.
+        for layer, block in enumerate(blocks.items, start=1):
+            block.register_forward_hook(partial(_offer_output, self._tap, layer))
+        if self.kept:
+            blocks.items[0].register_forward_pre_hook(partial(_offer_input, self._tap))
 
     def run(self, x_BCHW: Tensor, wanted: frozenset[int], consume: Callable[[int, Tensor], None]) -> None:
         if self.on_meta and not x_BCHW.is_meta:
             self._compute_buffers()
-        blocks = cast(nn.Sequential, self.model.get_submodule(self._block_list))
-        handles = [_hook(block, layer, wanted, self._patches, consume) for layer, block in enumerate(blocks, start=1)]
-        if 0 in wanted and len(blocks):
-            handles.append(_hook_input(blocks[0], self._patches, consume))
+        self._tap.wanted, self._tap.consume = wanted, consume
         try:
             last = cast(Any, self.model).forward_features(x_BCHW)
+            if not self.kept:
+                self._tap.offer(0, last)
         finally:
-            for handle in handles:
-                handle.remove()
-        if not len(blocks):
-            consume(0, self._patches(last))
+            self._tap.consume = None
 
     def _compute_buffers(self) -> None:
         """Fill the buffers that no checkpoint holds (rotary frequencies), after a build without storage."""
@@ -61,35 +84,6 @@ class TimmEncoder(LayerEncoder):
             if hasattr(module, "init_non_persistent_buffers"):
                 cast(Any, module).init_non_persistent_buffers()
         self.on_meta = False
-
-    def _patches(self, x: Tensor) -> Tensor:
-        """A block's tokens as x_BND, prefix stripped; grids of channels (ConvNeXt) are flattened row-major."""
-        if x.ndim == 4:
-            return x.flatten(2).transpose(1, 2)
-        return x[:, self.info.prefix_tokens :]
-
-
-def _hook(
-    block: nn.Module,
-    layer: int,
-    wanted: frozenset[int],
-    patches: Callable[[Tensor], Tensor],
-    consume: Callable[[int, Tensor], None],
-) -> RemovableHandle:
-    def read(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if layer in wanted:
-            consume(layer, patches(output))
-
-    return block.register_forward_hook(read)
-
-
-def _hook_input(
-    block: nn.Module, patches: Callable[[Tensor], Tensor], consume: Callable[[int, Tensor], None]
-) -> RemovableHandle:
-    def read(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        consume(0, patches(inputs[0]))
-
-    return block.register_forward_pre_hook(read)
 
 
 # ------------------------------------------------------------------------------------------------------ building
