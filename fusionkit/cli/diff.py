@@ -23,7 +23,7 @@ def command(
     """Compare two recipes by meaning: blocks and options, then shapes, parameters and FLOPs.
 
     Comments, order of keys, defaults written out or left out make no difference. `--set` changes B only, so that one
-    recipe can be compared with itself changed. Exit code 0 if they mean the same, 1 if not.
+    recipe can be compared with itself changed.
 
     \b
     Examples:
@@ -39,8 +39,6 @@ def command(
         emit_json(found.to_dict())
     else:
         _print(found)
-    if not found.equal:
-        raise typer.Exit(1)
 
 
 def _print(found: Difference) -> None:

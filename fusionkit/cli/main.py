@@ -6,6 +6,7 @@ Errors raised on purpose end as `error: ...` on stderr with exit code 2, without
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     show_traceback = words[:1] == [TRACEBACK]
     verb, *rest = words[show_traceback:] or [""]
     if verb in QUICK and "_FUSIONKIT_COMPLETE" not in os.environ:
+        if arguments is None:
+            # The process ends with the command; collecting garbage would be a tenth of its time.
+            gc.disable()
         with explained(show_traceback):
             import_module(VERBS[verb].module).main(rest)
         return

@@ -282,11 +282,13 @@ def _check_places(error: RecipeError) -> None:
         assert problem.line > 0 or problem.byte is not None, str(problem)
 
 
+MANY = 8 * settings().max_examples
+
 yaml_like = st.text(alphabet="ab:-[]{}#&*!|>'\"%@`, \n\t?0123456789.e+~<=\\xé\0", max_size=80)
 
 
 @given(yaml_like)
-@settings(max_examples=300)
+@settings(max_examples=MANY)
 def test_any_text_parses_or_is_refused_with_places(text: str) -> None:
     try:
         tree = parse_yaml(decode(text.encode(), "r.yaml"), "r.yaml")
@@ -297,7 +299,7 @@ def test_any_text_parses_or_is_refused_with_places(text: str) -> None:
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=200)
+@settings(max_examples=MANY)
 def test_any_bytes_decode_or_are_refused_with_an_offset(data: bytes) -> None:
     try:
         text = decode(data, "r.yaml")
@@ -325,7 +327,7 @@ documents = st.dictionaries(words, values, max_size=4)
 
 
 @given(documents)
-@settings(max_examples=200)
+@settings(max_examples=MANY)
 def test_what_is_written_as_yaml_reads_back_equal(document: dict[str, Any]) -> None:
     again = plain(parse_yaml(to_yaml(document), "r.yaml"))
     assert again == document
@@ -333,14 +335,14 @@ def test_what_is_written_as_yaml_reads_back_equal(document: dict[str, Any]) -> N
 
 
 @given(documents)
-@settings(max_examples=100)
+@settings(max_examples=MANY)
 def test_a_mapping_and_its_json_text_are_the_same_source(document: dict[str, Any]) -> None:
     from_text = plain(parse_yaml(json.dumps(document, ensure_ascii=False), "r.yaml"))
     assert json.dumps(from_text) == json.dumps(plain(from_mapping(document, "<dict>")))
 
 
 @given(documents)
-@settings(max_examples=100)
+@settings(max_examples=MANY)
 def test_any_document_is_a_recipe_or_a_recipe_error(document: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
         load_recipe(document)
@@ -354,7 +356,7 @@ addresses = st.lists(
 
 
 @given(addresses.map(".".join), values)
-@settings(max_examples=200)
+@settings(max_examples=MANY)
 def test_any_change_is_made_or_refused(address: str, value: Any) -> None:
     with fake_blocks():
         try:
