@@ -124,6 +124,10 @@ def _subject_class(family: str) -> type[Subject]:
         from fusionkit.testing.checks.language_models import LanguageModelSubject
 
         return LanguageModelSubject
+    if family == "objectives":
+        from fusionkit.testing.checks.objectives import ObjectiveSubject
+
+        return ObjectiveSubject
     return {"encoders": EncoderSubject, "injectors": InjectorSubject}.get(family, Subject)
 
 
