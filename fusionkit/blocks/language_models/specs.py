@@ -63,7 +63,8 @@ class CausalConfig(BlockConfig):
         None, min_length=1, description="`builtin:NAME`, a folder or a hub id; the model's own if not given."
     )
     embedding_std: PositiveFloat | None = Field(
-        None, description="Standard deviation of the embedding rows of a random decoder; its library's choice if not given."
+        None,
+        description="Standard deviation of the embedding rows of a random decoder; its library's choice if not given.",
     )
     new_rows: NewRows = Field(NewRows(), description="How rows of added tokens start.")
 
@@ -108,7 +109,9 @@ class TokenShiftConfig(CausalConfig):
         if self.config is None:
             raise ValueError("token_shift builds from `config`; a pretrained `model` does not know shifted embeddings")
         if not isinstance(self.config.get("pad_token_id"), int):
-            raise ValueError("config.pad_token_id: name the padding token's id, so that padding shifts nothing into a row")
+            raise ValueError(
+                "config.pad_token_id: name the padding token's id, so that padding shifts nothing into a row"
+            )
         return self
 
 
