@@ -35,11 +35,11 @@ class Change:
 
     @property
     def before_text(self) -> str:
-        return value_text(self.before)
+        return "-" if self.kind is Kind.ADDED else value_text(self.before)
 
     @property
     def after_text(self) -> str:
-        return value_text(self.after)
+        return "-" if self.kind is Kind.REMOVED else value_text(self.after)
 
 
 def changes(before: Any, after: Any, address: str = "") -> Iterator[Change]:

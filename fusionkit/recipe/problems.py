@@ -222,7 +222,8 @@ def _known_keys(fault: _Fault, tree: Table) -> str:
     key = str(fault.path[-1])
     known = list(fields_at(tree, fault.path[:-1]))
     near = get_close_matches(key[:64], known, n=1)
-    if near and near[0] in _beside(fault, tree):
+    beside = _beside(fault, tree).get(near[0]) if near else None
+    if near and beside is not None and beside.origin.source == fault.node.origin.source:
         return f"'{near[0]}' is given already"
     return _near(key, known) or (f"known: {', '.join(known)}" if known else "")
 
