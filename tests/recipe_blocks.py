@@ -47,9 +47,11 @@ class Join(BlockConfig):
     heads: PositiveInt = Field(4, description="Heads.")
 
     @model_validator(mode="after")
-    def _even(self) -> Join:
+    def _lucky(self) -> Join:
         if self.heads == 13:
             raise ValueError("13 heads bring bad luck")
+        if self.heads == 666:
+            raise KeyError("a mistake of the block's author")
         return self
 
 

@@ -27,7 +27,6 @@ FAMILY_KEY = "x-fusionkit-family"
 SHORT_KEY = "x-fusionkit-short"
 """Mark, in the JSON schema of `Recipe`, where the blocks of a family go, and whether a name may stand for one."""
 
-
 MAX_FAILED_LOOKUPS = 10
 """For each unknown name the registry reads all metadata anew; beyond so many it is only asked what it knows."""
 
@@ -90,7 +89,15 @@ class BlockOf:
             raise _error(f"missing: which {self.kind} is it?", self._where_to_look(), None)
         if not isinstance(name, str):
             raise _error(f"must be the name of a block, got {json.dumps(name)}", self._where_to_look(), name)
-        return self._find(name, info.context).config.model_validate_json(json.dumps(value))
+        spec = self._find(name, info.context)
+        try:
+            return spec.config.model_validate_json(json.dumps(value))
+        except ValidationError:
+            raise
+        except Exception as error:
+            # A validator of a third-party config may raise anything; the error must name the block, not look like ours.
+            cause = f"{type(error).__name__}: {error}"
+            raise _error(f"the config of {spec.address} fails ({cause})", "report it to its author", name) from error
 
     def _find(self, name: str, lookups: Any) -> BlockSpec:
         """The spec of that name; raises ValidationError, at `type`."""

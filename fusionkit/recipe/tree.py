@@ -91,14 +91,3 @@ def locate(node: Node, address: str) -> Node:
     """The node at `address`, or the deepest one on the way to it."""
     *_, (_, found) = walk(node, address)
     return found
-
-
-def tables(node: Node) -> Iterator[Table]:
-    """Every mapping in the tree, outermost first."""
-    if isinstance(node, Table):
-        yield node
-        for value in node.entries.values():
-            yield from tables(value)
-    elif isinstance(node, Items):
-        for value in node.values:
-            yield from tables(value)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fusionkit import registry
 from fusionkit.cli.main import run
 from fusionkit.recipe import load_recipe
 from fusionkit.recipe.lock import lock, unlock
@@ -37,6 +40,17 @@ def outcome(*words: str | Path) -> int:
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0
+
+
+@pytest.fixture(autouse=True)
+def _forget_plugin_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Blocks of `--plugin` files stay for the process; here, for the test."""
+    before = set(sys.modules)
+    monkeypatch.setattr(registry, "_files", {})
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("my_shift"):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -382,6 +382,13 @@ def test_a_default_that_does_not_load_is_reported_at_its_address(tmp_path: Path,
     assert "RuntimeError: out of order" in line
 
 
+def test_a_config_that_fails_by_mistake_names_its_block(tmp_path: Path) -> None:
+    assert lines(tmp_path, TEXT.replace("spatial]}", "spatial], heads: 666}")) == [
+        "r.yaml:18:10: fusion.join.type: the config of connectors/acme.join fails "
+        '(KeyError: "a mistake of the block\'s author") (report it to its author)'
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------- syntax
 SYNTAX = [
     ("a:\n\tb: 1\n", "2:1: a tab cannot indent (use spaces)"),
