@@ -26,9 +26,10 @@ def random(shape: Iterable[int], seed: int = 0) -> Tensor:
 
 
 def tokens(spec: TokenSpec, batch: int = 2, seed: int = 0) -> Tokens:
-    """Random tokens of a planned shape."""
+    """Random tokens of a planned shape; some cells are padding, some lie on the picture's edge."""
     x_BND = random((batch, spec.tokens, spec.width), seed)
-    return Tokens(x_BND, spec.grid, spec.frame, None, spec.copies, spec.interleaved)
+    coverage_BN = (random((batch, spec.tokens), seed + 1000) + 1).clamp(0, 1)
+    return Tokens(x_BND, spec.grid, spec.frame, None, spec.copies, spec.interleaved, coverage_BN)
 
 
 def layers(stack: LayerStackSpec, batch: int = 2, seed: int = 0) -> list[Tensor]:

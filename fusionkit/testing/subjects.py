@@ -224,7 +224,10 @@ def replace_tensors(arguments: Any, change: Any) -> Any:
     if isinstance(arguments, Tensor):
         return change(arguments) if arguments.is_floating_point() else arguments
     if isinstance(arguments, Tokens):
-        return arguments._replace(x_BND=change(arguments.x_BND))
+        x_BND, coverage_BN = change(arguments.x_BND), arguments.coverage_BN
+        if coverage_BN is not None and (x_BND.shape != arguments.x_BND.shape or x_BND.device != coverage_BN.device):
+            coverage_BN = change(coverage_BN)  # other crops, or elsewhere; other vectors leave it as it is
+        return arguments._replace(x_BND=x_BND, coverage_BN=coverage_BN)
     if isinstance(arguments, Mapping):
         return {key: replace_tensors(value, change) for key, value in arguments.items()}
     if isinstance(arguments, list):

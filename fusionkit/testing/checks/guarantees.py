@@ -205,7 +205,7 @@ def _marked(tokens: Tokens, valid_BN: Tensor) -> Tokens:
 
 def _spoiled(tokens: Tokens, valid_BN: Tensor, junk: float) -> Tokens:
     x_BND = torch.where(valid_BN[..., None], tokens.x_BND, torch.full_like(tokens.x_BND, junk))
-    return Tokens(x_BND, tokens.grid, tokens.frame, valid_BN, tokens.copies, tokens.interleaved)
+    return tokens._replace(x_BND=x_BND, valid_BN=valid_BN)
 
 
 def _require_close(found: Tensor, expected: Tensor, what: str) -> None:

@@ -128,6 +128,16 @@ def _compare_compiled(subject: ModuleSubject, module: nn.Module, arguments: dict
         require(gap <= FP32_TOLERANCE, f"compiled output '{name}' differs by {gap:.1e}")
 
 
+def check_exports(subject: ModuleSubject) -> None:
+    """torch.export takes it, for inputs of these shapes, and the exported graph computes the same."""
+    module, arguments = subject.copy(), subject.arguments()
+    inputs = tuple(tensors_of(arguments))
+    with torch.no_grad():
+        exported = torch.export.export(_CallOnTensors(subject, module, arguments), inputs)
+        found = dict(zip(subject.call(module, arguments), exported.module()(*inputs), strict=True))
+    _require_close(found, subject.run(), FP32_TOLERANCE, "exported")
+
+
 def check_bf16(subject: ModuleSubject) -> None:
     """In bfloat16 it is finite and close to float32 with the same (rounded) numbers."""
     require_bf16_within(subject, BF16_TOLERANCE)
@@ -180,6 +190,7 @@ MODULE_CHECKS = (
     check_builds_without_storage,
     check_compiles_for_training,
     check_compiles_for_inference,
+    check_exports,
     check_bf16,
     check_autocast,
     check_float32_is_close_to_float64,
@@ -198,6 +209,18 @@ class _Call(nn.Module):
 
     def forward(self, arguments: dict[str, object]) -> tuple[Tensor, ...]:
         return tuple(self.subject.call(self.module, arguments).values())
+
+
+class _CallOnTensors(_Call):
+    """The same with every float tensor of the arguments as an argument of its own, as torch.export wants them."""
+
+    def __init__(self, subject: ModuleSubject, module: nn.Module, arguments: dict[str, object]) -> None:
+        super().__init__(subject, module)
+        self.arguments = arguments
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        given = iter(inputs)
+        return super().forward(replace_tensors(self.arguments, lambda _: next(given)))
 
 
 def require_same(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
