@@ -94,10 +94,7 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    if reason := why_unavailable("xformers"):
-        raise UsageError(f"attention backend 'xformers' cannot be used: {reason}")
-    if q.device.type != "cuda":
-        raise UsageError(f"attention backend 'xformers' needs CUDA tensors, got {q.device.type} (use sdpa)")
+    _require_xformers(q)
     efficient = importlib.import_module("xformers.ops").memory_efficient_attention
     heads, (queries, keys) = q.shape[1], (q.shape[2], k.shape[2])
     bias = None
@@ -112,6 +109,13 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     by_token = [part.transpose(1, 2) for part in (q, _every_head(k, heads), _every_head(v, heads))]
     out: Tensor = efficient(*by_token, attn_bias=bias)
     return out.transpose(1, 2)
+
+
+def _require_xformers(q: Tensor) -> None:
+    if reason := why_unavailable("xformers"):
+        raise UsageError(f"attention backend 'xformers' cannot be used: {reason}")
+    if q.device.type != "cuda":
+        raise UsageError(f"attention backend 'xformers' needs CUDA tensors, got {q.device.type} (use sdpa)")
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fusionkit.errors import UsageError
+from fusionkit.ops import attention
 from fusionkit.ops.attention import BACKENDS, UsesAttention, attend, use_attention_backend, why_unavailable
 
 
@@ -101,6 +104,26 @@ def test_xformers_without_a_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="xformers runs on CUDA devices only and there is none"):
         attend(*qkv(), backend="xformers")
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "float"])
+def test_xformers_gets_its_own_layout(kind, monkeypatch):
+    """Against a stand-in with the documented call: tokens before heads, an additive bias, as many key heads as heads."""
+
+    def efficient(q, k, v, attn_bias=None):
+        assert q.shape == (2, 5, 4, 8)
+        assert k.shape == v.shape == (2, 7, 4, 8)
+        if attn_bias is not None:
+            assert attn_bias.shape == (2, 4, 5, 7)
+            assert attn_bias.stride(-2) % 8 == 0  # rows start aligned
+        return slow(*(x.transpose(1, 2) for x in (q, k, v)), attn_bias).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=efficient))
+    monkeypatch.setattr(attention, "_require_xformers", lambda q: None)
+    q, k, v = qkv(2)
+    mask = {"none": None, "bool": bool_mask(), "float": torch.randn(4, 5, 7, dtype=torch.float64)}[kind]
+    torch.testing.assert_close(attend(q, k, v, mask, backend="xformers"), slow(q, k, v, mask), atol=1e-12, rtol=1e-12)
 
 
 def test_flex_without_backward_says_so():
