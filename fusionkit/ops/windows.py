@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusionkit.geometry import Grid
+from fusionkit.ops.tokens import Tokens
 
 
 def split_windows(x_BND: Tensor, grid: Grid, window: tuple[int, int]) -> Tensor:
@@ -22,3 +23,10 @@ def split_windows(x_BND: Tensor, grid: Grid, window: tuple[int, int]) -> Tensor:
     pooled = ((grid.height + down) // rows, (grid.width + right) // columns)
     x_BhrwcD = x_BHWD.reshape(batch, pooled[0], rows, pooled[1], columns, width)
     return x_BhrwcD.transpose(2, 3).reshape(batch, pooled[0] * pooled[1], rows * columns, width)
+
+
+def pooled_coverage(tokens: Tokens, window: tuple[int, int]) -> Tensor | None:
+    """Coverage of the windows: the mean of their cells', what fills the grid up counting as not covered."""
+    if tokens.coverage_BN is None:
+        return None
+    return split_windows(tokens.coverage_BN[..., None], tokens.grid, window).mean(2)[..., 0]

@@ -212,6 +212,8 @@ def tensors_of(arguments: Any) -> list[Tensor]:
     """Every floating-point tensor inside arguments, in order."""
     if isinstance(arguments, Tensor):
         return [arguments] if arguments.is_floating_point() else []
+    if isinstance(arguments, Tokens):
+        return [arguments.x_BND]
     if isinstance(arguments, Mapping):
         return [tensor for value in arguments.values() for tensor in tensors_of(value)]
     if isinstance(arguments, (list, tuple)):

@@ -171,3 +171,42 @@ def test_places_are_kept():
     given = Tokens(tokens().x_BND, Grid(2, 3), FULL, torch.ones(2, 6, dtype=torch.bool))
     out = adapter("mlp", width=5)(given)
     assert (out.grid, out.frame, out.valid_BN is given.valid_BN) == (given.grid, given.frame, True)
+
+
+def padding_embedding(width: int = 3) -> torch.nn.Module:
+    spec = registry.spec("adapters", "padding_embedding")
+    config, tokens = spec.config(), TokenSpec(Grid(1, 4), width)
+    site = BlockSite(inputs={"input": tokens}, plan=spec.plan(config, {"input": tokens}, None))
+    return registry.factory(spec)(config, site)
+
+
+def test_padding_and_edge_get_vectors_of_their_own():
+    """As the released code does: [0] where nothing of the picture is seen, [1] where some is."""
+    block = padding_embedding()
+    x_BND = torch.randn(2, 4, 3)
+    coverage_BN = torch.tensor([[1.0, 0.5, 0.0, 0.999], [0.0, 1.0, 1.0, 1e-6]])
+    expected = x_BND.clone()
+    for crop, token, row in ((0, 1, 1), (0, 2, 0), (0, 3, 1), (1, 0, 0), (1, 3, 1)):
+        expected[crop, token] += block.embedding[row]
+    found = block(Tokens(x_BND, Grid(1, 4), coverage_BN=coverage_BN))
+    torch.testing.assert_close(found.x_BND, expected, rtol=0, atol=0)
+    assert found.coverage_BN is coverage_BN
+
+
+def test_without_coverage_invalid_tokens_are_padding_and_nothing_else_changes():
+    block = padding_embedding()
+    x_BND = torch.randn(1, 4, 3)
+    assert torch.equal(block(Tokens(x_BND, Grid(1, 4))).x_BND, x_BND)
+    valid_BN = torch.tensor([[True, False, True, True]])
+    found = block(Tokens(x_BND, Grid(1, 4), valid_BN=valid_BN)).x_BND
+    torch.testing.assert_close(found[0, 1], x_BND[0, 1] + block.embedding[0])
+    assert torch.equal(found[valid_BN], x_BND[valid_BN])
+
+
+def test_pooling_averages_coverage():
+    spec = registry.spec("poolers", "average_pool")
+    config, tokens = spec.config(window=(2, 2), uneven="pad"), TokenSpec(Grid(2, 3), 2)
+    site = BlockSite(inputs={"input": tokens}, plan=spec.plan(config, {"input": tokens}, None))
+    coverage_BN = torch.tensor([[1.0, 0.5, 1.0, 0.0, 0.0, 0.5]])
+    pooled = registry.factory(spec)(config, site)(Tokens(torch.ones(1, 6, 2), Grid(2, 3), coverage_BN=coverage_BN))
+    assert pooled.coverage_BN.tolist() == [[0.375, 0.375]]

@@ -69,6 +69,13 @@ class SincosPositionConfig(StepConfig):
     scale: PositiveFloat = Field(1.0, description="Factor on the code, whose entries are in -1..1.")
 
 
+class PaddingEmbeddingConfig(StepConfig):
+    """Learned vectors that tell tokens of padding, and of the picture's edge, from tokens inside the picture."""
+
+    type: Literal["padding_embedding"] = "padding_embedding"
+    std: NonNegativeFloat = Field(0.02, description="Standard deviation of the two vectors at the start.")
+
+
 def plan_linear(config: LinearConfig, inputs: Inputs, target: int | None) -> BlockPlan:
     tokens = _single(inputs)
     width = resolve_width(config.width, target, tokens.width)
@@ -139,6 +146,12 @@ def plan_sincos(config: SincosPositionConfig, inputs: Inputs, target: int | None
     return BlockPlan.of(tokens, reads=[tokens])
 
 
+def plan_padding_embedding(config: PaddingEmbeddingConfig, inputs: Inputs, target: int | None) -> BlockPlan:
+    tokens = _single(inputs)
+    # Choosing between two vectors is written as a product with a matrix of two columns.
+    return BlockPlan.of(tokens, params=2 * tokens.width, flops=2 * tokens.tokens * 2 * tokens.width, reads=[tokens])
+
+
 def _single(inputs: Inputs) -> TokenSpec:
     tokens = inputs["input"]
     if isinstance(tokens, LayerStackSpec):
@@ -195,4 +208,17 @@ SINCOS_POSITION = BlockSpec(
     equation="y = x + scale [sin, cos](2π y / λ) ⊕ [sin, cos](2π x / λ)",
     guarantees=frozenset({"token_count", "grid", "padding_ignored"}),
     examples=({}, {"scale": 0.5}),
+)
+
+PADDING_EMBEDDING = BlockSpec(
+    api=1,
+    family="adapters",
+    config=PaddingEmbeddingConfig,
+    plan=plan_padding_embedding,
+    factory="fusionkit.blocks.adapters.padding_embedding:PaddingEmbedding",
+    summary="Marks tokens of padding and of the picture's edge with two learned vectors; croppers that stretch pad nothing.",
+    paper="Molmo 2409.17146 (pad_and_partial_pad); the released CoME-VL code, semantic stream",
+    equation="y = x + e_0 where coverage = 0;  x + e_1 where 0 < coverage < 1;  x elsewhere",
+    guarantees=frozenset({"token_count", "grid", "padding_ignored"}),
+    examples=({}, {"std": 0.1}),
 )

@@ -10,7 +10,7 @@ from fusionkit.errors import ShapeError
 from fusionkit.ops.attention import UsesAttention, attend
 from fusionkit.ops.shapes import require_width
 from fusionkit.ops.tokens import Tokens
-from fusionkit.ops.windows import split_windows
+from fusionkit.ops.windows import pooled_coverage, split_windows
 from fusionkit.plugin import BlockSite
 
 
@@ -48,11 +48,12 @@ class AttentionPool(nn.Module, UsesAttention):
             x_BND = torch.where(tokens.valid_BN[..., None], x_BND, x_BND.new_zeros(()))
         x_BWSD = split_windows(x_BND, tokens.grid, self.window)
         y_BWD = self._attend(x_BWSD, real_BWS1)
+        coverage_BW = pooled_coverage(tokens, self.window)
         if tokens.valid_BN is None or real_BWS1 is None:
-            return Tokens(y_BWD, pooled.grid, pooled.frame)
+            return Tokens(y_BWD, pooled.grid, pooled.frame, coverage_BN=coverage_BW)
         some_BW1 = real_BWS1.any(2)
         y_BWD = torch.where(some_BW1, y_BWD, y_BWD.new_zeros(()))
-        return Tokens(y_BWD, pooled.grid, pooled.frame, some_BW1[..., 0])
+        return Tokens(y_BWD, pooled.grid, pooled.frame, some_BW1[..., 0], coverage_BN=coverage_BW)
 
     def _real(self, tokens: Tokens) -> Tensor | None:
         """Which places of the windows may be attended; None for all."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from fusionkit.blocks.poolers.specs import AveragePoolConfig, pooled_tokens
 from fusionkit.ops.tokens import Tokens
-from fusionkit.ops.windows import split_windows
+from fusionkit.ops.windows import pooled_coverage, split_windows
 from fusionkit.plugin import BlockSite
 
 
@@ -29,7 +29,7 @@ class AveragePool(nn.Module):
         valid_BN = tokens.valid_BN
         if valid_BN is None and tokens.grid.tokens == pooled.tokens * self.window[0] * self.window[1]:
             x_BWD = split_windows(tokens.x_BND, tokens.grid, self.window).mean(2)
-            return Tokens(x_BWD, pooled.grid, pooled.frame)
+            return Tokens(x_BWD, pooled.grid, pooled.frame, coverage_BN=pooled_coverage(tokens, self.window))
         real_BN1 = (tokens.x_BND.new_ones(tokens.x_BND.shape[:2], dtype=torch.bool) if valid_BN is None else valid_BN)[
             ..., None
         ]
@@ -39,4 +39,4 @@ class AveragePool(nn.Module):
         total_BWD = split_windows(x_BND, tokens.grid, self.window).sum(2)
         x_BWD = total_BWD / count_BW1.clamp(min=1).to(total_BWD.dtype)
         some_BW = None if valid_BN is None else count_BW1[..., 0] > 0
-        return Tokens(x_BWD, pooled.grid, pooled.frame, some_BW)
+        return Tokens(x_BWD, pooled.grid, pooled.frame, some_BW, coverage_BN=pooled_coverage(tokens, self.window))

@@ -7,7 +7,7 @@ from torch import nn
 
 from fusionkit.blocks.poolers.specs import PixelShuffleConfig, pooled_tokens
 from fusionkit.ops.tokens import Tokens
-from fusionkit.ops.windows import split_windows
+from fusionkit.ops.windows import pooled_coverage, split_windows
 from fusionkit.plugin import BlockSite
 
 
@@ -33,4 +33,5 @@ class PixelShuffle(nn.Module):
         x_BWSD = split_windows(x_BND, tokens.grid, self.window)
         if self.channel_first:
             x_BWSD = x_BWSD.transpose(2, 3)
-        return Tokens(x_BWSD.flatten(2), pooled.grid, pooled.frame, some_BW)
+        coverage_BW = pooled_coverage(tokens, self.window)
+        return Tokens(x_BWSD.flatten(2), pooled.grid, pooled.frame, some_BW, coverage_BN=coverage_BW)
