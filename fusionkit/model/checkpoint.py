@@ -6,19 +6,22 @@ save leaves what was there before.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 import fusionkit.auto  # noqa: F401  (AutoTokenizer and AutoProcessor must know the model type)
-from fusionkit.errors import CheckpointError
+from fusionkit.errors import CheckpointError, LockMismatchError
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.recipe import Recipe
@@ -26,6 +29,12 @@ from fusionkit.recipe.lock import check_lock
 
 SHIPPED = "checkpoint:"
 LOCK_FILE = "lock.json"
+
+FILES = ("model*.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
+"""What a complete checkpoint has beside config.json."""
+
+SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a failed write raises: RuntimeError is torch's."""
 
 
 def find_checkpoint(source: str | Path) -> Path:
@@ -67,20 +76,32 @@ def load_checkpoint(source: str | Path, *, expect: Recipe | None = None) -> tupl
     when files are missing, damaged or do not fit the recipe inside.
     """
     folder = find_checkpoint(source)
+    _check_complete(folder)
     if expect is not None:
         check_lock(read_lock(folder), expect)
     try:
-        with _no_progress_bars():
+        with _quiet():
             model = FusionVLM.from_pretrained(folder, local_files_only=True)
             processor = FusionProcessor.from_pretrained(folder, local_files_only=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder}: weights are damaged: {error} (copy it again, or train it again)") from error
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: cannot load: {str(error).splitlines()[0]}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise CheckpointError(f"{folder}: weights are damaged: {error}") from error
-        raise
+        raise CheckpointError(
+            f"{folder}: cannot load: {str(error).splitlines()[0]} (copy the whole folder again)"
+        ) from error
+    except LockMismatchError as error:
+        where = str(folder / "config.json")
+        raise LockMismatchError(replace(problem, source=where) for problem in error.problems) from error
     model.eval()  # type: ignore[no-untyped-call]
     return model, processor
+
+
+def _check_complete(folder: Path) -> None:
+    """Raises CheckpointError naming a file that every checkpoint has and this one lacks."""
+    for pattern in FILES:
+        if next(folder.glob(pattern), None) is None:
+            name = pattern.replace("*", "")
+            raise CheckpointError(f"{folder}: incomplete checkpoint, it has no {name} (copy the whole folder again)")
 
 
 def read_lock(folder: Path) -> dict[str, Any]:
@@ -105,7 +126,7 @@ def save_checkpoint(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)
-        with _no_progress_bars():
+        with _quiet():
             model.save_pretrained(staging)
         if processor is not None:
             processor.save_pretrained(staging)
@@ -114,20 +135,16 @@ def save_checkpoint(
         )
         for name, text in (extra or {}).items():
             (staging / name).write_text(text, encoding="utf-8")
+        _open_to_readers(staging)
         _flush(staging)
         replace_folder(staging, target)
-    except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own RuntimeError kin
-        shutil.rmtree(staging, ignore_errors=True)
+    except SAVE_ERRORS as error:
+        why = failure(error, target.parent)  # before the files beside it go: they may be what filled the disk
         raise CheckpointError(
-            f"{target}: cannot save the checkpoint: {_reason(error)} (what was there before is unchanged)"
+            f"{target}: cannot save the checkpoint: {why} (what was there before is unchanged)"
         ) from error
-    except Exception as error:
+    finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if type(error).__module__.startswith("safetensors"):
-            raise CheckpointError(
-                f"{target}: cannot save the checkpoint: {error} (what was there before is unchanged)"
-            ) from error
-        raise
     return target
 
 
@@ -142,16 +159,39 @@ def replace_folder(staging: Path, target: Path) -> None:
     _sync(target.parent)
 
 
+def failure(error: BaseException, folder: Path) -> str:
+    """Why files could not be written to a folder, in words. torch and safetensors hide a full disk in errors of their own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if shutil.disk_usage(folder).free < 2**20:
+        return os.strerror(errno.ENOSPC)
+    return str(error).splitlines()[0]
+
+
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """transformers draws a bar even for a file of a megabyte; a person asking one question should not see two."""
+def _quiet() -> Iterator[None]:
+    """transformers draws bars for a file of a megabyte and tables of names; what matters of both is said by us."""
     shown = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def _open_to_readers(folder: Path) -> None:
+    """safetensors writes files that only their owner may read; give them the modes that any other new file gets."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def _flush(folder: Path) -> None:
@@ -167,7 +207,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _reason(error: BaseException) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -217,15 +217,19 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         """As in transformers, but a tensor that is missing, unexpected or of another shape is a CheckpointError."""
         wants_info = kwargs.pop("output_loading_info", False)
         parent: Any = super()
-        model, info = parent.from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        # Without ignore_mismatched_sizes, transformers ends with a table and an error that names nothing.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = parent.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         faults = [
-            f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, info[kind]))[:5])}"
-            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-            if info.get(kind)
+            f"{name} is {list(saved)}, expected {list(wanted)}" for name, saved, wanted in info["mismatched_keys"]
         ]
+        faults += [f"{name} is missing" for name in info["missing_keys"]]
+        faults += [f"{name} is not in the recipe" for name in info["unexpected_keys"]]
         if faults:
+            rest = f" and {len(faults) - 1} more differences" if len(faults) > 1 else ""
             raise CheckpointError(
-                f"{pretrained_model_name_or_path}: weights do not fit the recipe in its config.json: {'; '.join(faults)}"
+                f"{pretrained_model_name_or_path}: weights do not fit the recipe in its config.json: {min(faults)}{rest}"
+                " (keep the files of one checkpoint together)"
             )
         return cast(Self, (model, info) if wants_info else model)
 
