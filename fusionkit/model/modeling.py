@@ -18,6 +18,7 @@ from fusionkit.model.output import FusionOutput
 from fusionkit.model.parts import build_parts
 from fusionkit.model.runtime import Runtime
 from fusionkit.model.tower import Stream, run_fusion
+from fusionkit.ops.attention import use_attention_backend
 from fusionkit.ops.tokens import Tokens
 from fusionkit.recipe import load_recipe
 from fusionkit.recipe.lock import unlock
@@ -63,8 +64,19 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             decoder: Any = parts.language_model
             config.text_config = decoder.config
             self.generation_config = decoder.generation_config
-        self.runtime = Runtime()
+        self._runtime = Runtime()
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @property
+    def runtime(self) -> Runtime:
+        """How the vision side is executed; assign another `Runtime` to change it."""
+        return self._runtime
+
+    @runtime.setter
+    def runtime(self, runtime: Runtime) -> None:
+        use_attention_backend(self.streams, runtime.attention)
+        use_attention_backend(self.fusion, runtime.attention)
+        self._runtime = runtime
 
     # The blocks and the language model initialise themselves; transformers' blanket normal init must not touch them.
     def init_weights(self) -> None:

@@ -128,6 +128,20 @@ def test_streaming_layers_equals_holding_them(parts) -> None:
     torch.testing.assert_close(chunked.x_BND[2:], streamed.x_BND, rtol=0, atol=2e-6)
 
 
+def test_the_attention_backend_is_a_runtime_choice(parts) -> None:
+    model, processor = parts
+    inputs = processor(images=[picture(1)], text=[processor.prompt("x")])
+    pixels = {name: value for name, value in inputs.items() if name.startswith("pixel_values_")}
+    fast = model.get_image_features(**pixels).x_BND
+    model.runtime = fusionkit.Runtime(attention="eager")
+    slow = model.get_image_features(**pixels).x_BND
+    with pytest.raises(UsageError, match="xformers"):
+        model.runtime = fusionkit.Runtime(attention="xformers")
+    assert model.runtime.attention == "eager"
+    model.runtime = fusionkit.Runtime()
+    torch.testing.assert_close(slow, fast, rtol=0, atol=2e-6)
+
+
 def test_token_mismatch_is_told_before_the_language_model_runs(parts) -> None:
     model, processor = parts
     inputs = processor(images=[picture(1)], text=[processor.prompt("count red")])
