@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from fusionkit.errors import CheckpointError
+
 
 class Progress(TrainerCallback):
     """A rich progress bar for one stage; on a dumb terminal a line now and then."""
@@ -87,8 +89,11 @@ class JsonLog(TrainerCallback):
                 "seconds": round(time.monotonic() - self.started, 2),
                 **logs,
             }
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise CheckpointError(f"{self.path}: cannot write the log: {error.strerror or error}") from error
 
 
 class StopOnSignal(TrainerCallback):

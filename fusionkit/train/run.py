@@ -23,7 +23,7 @@ from fusionkit.data.collate import Collate
 from fusionkit.data.mixture import Mixture, dataset_length
 from fusionkit.errors import CheckpointError, UsageError
 from fusionkit.model.build import build
-from fusionkit.model.checkpoint import LOCK_FILE, save_checkpoint
+from fusionkit.model.checkpoint import LOCK_FILE, SAVE_ERRORS, failure, save_checkpoint
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.new_rows import train_only_rows
 from fusionkit.model.parts import build_object
@@ -31,6 +31,7 @@ from fusionkit.model.processing import FusionProcessor
 from fusionkit.plugin import DatasetConfig
 from fusionkit.recipe import Recipe, Stage, Train
 from fusionkit.recipe.lock import check_lock, lock
+from fusionkit.recipe.plan import Plan
 from fusionkit.recipe.plan import plan as plan_recipe
 from fusionkit.train.addresses import lies_in, set_trainable
 from fusionkit.train.groups import AuditRow, assign, audit
@@ -80,10 +81,31 @@ def train(
     if settings is None:
         raise UsageError(f"recipe '{recipe.name}' has no `train` section; see `fusionkit show tiny`")
     output = Path(output)
+    planned = plan_recipe(recipe)  # before anything of an earlier run is replaced
     partial = _open_partial(recipe, output, resume=resume, overwrite=overwrite)
     started = time.monotonic()
+    try:
+        done = _train_stages(planned, settings, output, partial, resume, stop_after, on_stage)
+    except Exception:
+        if not has_progress(output):
+            shutil.rmtree(partial, ignore_errors=True)  # or the same command would only say that it is there
+        raise
+    shutil.rmtree(partial, ignore_errors=True)
+    return Finished(output, done, time.monotonic() - started)
+
+
+def _train_stages(
+    planned: Plan,
+    settings: Train,
+    output: Path,
+    partial: Path,
+    resume: bool,
+    stop_after: int | None,
+    on_stage: Callable[[str, list[AuditRow]], None] | None,
+) -> int:
+    """Every stage that is not done yet, then the checkpoint; returns the optimizer steps of this process."""
     set_seed(settings.seed)
-    model = build(plan_recipe(recipe))
+    model = build(planned)
     processor = FusionProcessor.from_plan(model.plan)
     done = 0
     for number, (name, stage) in enumerate(settings.stages.items()):
@@ -103,16 +125,14 @@ def train(
             stop_after=stop_after,
             on_stage=on_stage,
         )
-        save_model(model, f"{finished}.tmp")
-        Path(f"{finished}.tmp").rename(finished)
+        _keep_stage(model, finished)
         shutil.rmtree(partial / f"stage-{number}", ignore_errors=True)
-    extra = {RECIPE_FILE: json.dumps(recipe.canonical(), indent=2) + "\n"}
+    extra = {RECIPE_FILE: json.dumps(planned.recipe.canonical(), indent=2) + "\n"}
     if (partial / LOG_FILE).exists():
         extra[LOG_FILE] = (partial / LOG_FILE).read_text(encoding="utf-8")
     model.requires_grad_(True)
     save_checkpoint(output, model, processor, extra)
-    shutil.rmtree(partial, ignore_errors=True)
-    return Finished(output, done, time.monotonic() - started)
+    return done
 
 
 def _open_partial(recipe: Recipe, output: Path, *, resume: bool, overwrite: bool) -> Path:
@@ -142,6 +162,24 @@ def _open_partial(recipe: Recipe, output: Path, *, resume: bool, overwrite: bool
     except OSError as error:
         raise CheckpointError(f"{partial}: cannot write there: {error.strerror or error}") from error
     return partial
+
+
+def _keep_stage(model: FusionVLM, path: Path) -> None:
+    """Save the model after a stage, whole or not at all."""
+    staging = path.with_suffix(".tmp")
+    try:
+        save_model(model, str(staging))
+        staging.rename(path)
+    except SAVE_ERRORS as error:
+        why = failure(error, path.parent)
+        staging.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot save the model after this stage: {why}") from error
+
+
+def has_progress(output: Path) -> bool:
+    """Whether the unfinished run for `output` holds anything that resuming would use."""
+    partial = output.with_name(f"{output.name}.partial")
+    return any(partial.glob("after-*.safetensors")) or any(partial.glob("stage-*/checkpoint-*/trainer_state.json"))
 
 
 def _run_stage(
@@ -196,10 +234,7 @@ def _run_stage(
         latest = _latest(folder) if resume else None
         begun = 0 if latest is None else int(latest.name.rsplit("-", 1)[1])
         model.train()
-        try:
-            trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
-        except OSError as error:
-            raise CheckpointError(f"{folder}: cannot save the state: {error.strerror or error}") from error
+        trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
     model.train(False)
     for handle in handles:
         handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from fusionkit.errors import CheckpointError, DataError
+from fusionkit.model.checkpoint import SAVE_ERRORS, failure
 from fusionkit.ops.step import step
 from fusionkit.train.schedule import make_scheduler
 from fusionkit.train.stage_model import StageModel
@@ -86,6 +88,16 @@ class StageTrainer(Trainer):
                 f"the loss is not finite at step {self.state.global_step + 1} ({parts}); the batch begins with {rows}"
             )
         return (total, losses) if return_outputs else total
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)  # type: ignore[arg-type]
+        latest = folder / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except SAVE_ERRORS as error:
+            why = failure(error, folder)
+            shutil.rmtree(latest, ignore_errors=True)  # half a state is no use and takes room
+            raise CheckpointError(f"{latest}: cannot save the state of training: {why}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[arg-type]
