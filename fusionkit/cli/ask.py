@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +10,16 @@ import typer
 
 from fusionkit.cli.options import JsonOption, PluginOption, load_plugins
 from fusionkit.cli.output import emit, emit_json, note
+from fusionkit.cli.writing import check_picture_name, make_folder, write_picture, write_text
 from fusionkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from fusionkit.sample import Prediction, Sample, Turn
 
     Answered = list[tuple[Sample, Turn, Prediction]]
+
+BATCH = 16
+"""Pictures asked about at a time."""
 
 
 def command(
@@ -24,7 +29,9 @@ def command(
     questions: Annotated[
         Path | None,
         typer.Option(
-            "--questions", metavar="FILE.jsonl", help="Ask many: pictures and questions in the training-data format."
+            "--questions",
+            metavar="FILE.jsonl",
+            help="Ask many: pictures and questions in the training-data format, or a folder with `questions.jsonl`.",
         ),
     ] = None,
     output: Annotated[
@@ -43,29 +50,29 @@ def command(
     Examples:
       fusionkit ask checkpoint:tiny photo.jpg "point to the red circle" -o out.png
       fusionkit ask runs/mine photo.jpg "how many blue shapes are there?" --json
-      fusionkit ask runs/mine --questions mine.jsonl -o answers/
+      fusionkit ask runs/mine --questions mine.jsonl -o answers
     """
     samples = _samples(picture, question, questions)
+    if output is not None:
+        _check_target(output, single=questions is None)
     load_plugins(plugin)
+    from fusionkit.evaluate.draw import describe
     from fusionkit.model.answer import answer
     from fusionkit.model.checkpoint import load_checkpoint
 
     model, processor = load_checkpoint(checkpoint)
-    answered = [
-        row
-        for start in range(0, len(samples), 16)
-        for row in answer(model, processor, samples[start : start + 16], max_new_tokens=max_new_tokens)
-    ]
-    if output is not None:
-        note(f"drawn: {draw(answered, output, checkpoint, known=questions is not None)}")
+    answered: Answered = []
+    for start in range(0, len(samples), BATCH):
+        for row in answer(model, processor, samples[start : start + BATCH], max_new_tokens=max_new_tokens):
+            answered.append(row)
+            if not json:
+                _, turn, prediction = row
+                emit(describe(prediction) if questions is None else f"{turn.question} -> {describe(prediction)}")
     if json:
         rows = [_row(*row) for row in answered]
         emit_json(rows[0] if questions is None else rows)
-        return
-    from fusionkit.evaluate.draw import describe
-
-    for _, turn, prediction in answered:
-        emit(describe(prediction) if questions is None else f"{turn.question} -> {describe(prediction)}")
+    if output is not None:
+        note(f"drawn: {draw(answered, output, checkpoint, known=questions is not None)}")
 
 
 def _samples(picture: Path | None, question: str | None, questions: Path | None) -> list[Sample]:
@@ -74,8 +81,9 @@ def _samples(picture: Path | None, question: str | None, questions: Path | None)
         if picture is not None or question is not None:
             raise UsageError("give either a picture and a question, or --questions FILE.jsonl, not both")
         from fusionkit.data.read import read_jsonl
+        from fusionkit.data.write import FILE
 
-        return read_jsonl(questions)
+        return read_jsonl(questions / FILE if questions.is_dir() else questions)
     if picture is None or question is None:
         raise UsageError(
             'ask needs a picture and a question, for example: fusionkit ask checkpoint:tiny photo.jpg "count red"'
@@ -90,32 +98,38 @@ def _samples(picture: Path | None, question: str | None, questions: Path | None)
     return [Sample(lambda: image, Size(*image.size), (Turn(question, ()),), Provenance(str(picture), 0))]
 
 
+def _check_target(output: Path, *, single: bool) -> None:
+    """Raises UsageError when answers could not be drawn there: to know it before the work."""
+    if single:
+        check_picture_name(output)
+        make_folder(output.parent)
+    else:
+        make_folder(output)
+
+
 def draw(answered: Answered, output: Path, checkpoint: str, *, known: bool) -> Path:
     """Draw answers: one picture to a file, or each to a folder with a page over all. Returns what to open."""
-    from fusionkit.evaluate.draw import annotate
-    from fusionkit.evaluate.page import Section, page
+    from fusionkit.evaluate.draw import annotate, describe
+    from fusionkit.evaluate.page import Picture, Section, page
 
-    pictures = [
-        annotate(sample.open_image(), turn.question, prediction, turn if known else None)
-        for sample, turn, prediction in answered
-        if sample.open_image is not None
-    ]
-    try:
-        if not known:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            pictures[0].save(output)
-            return output
-        output.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(pictures):
-            picture.save(output / f"{number:03d}.png")
-        lead = f"{len(pictures)} questions answered by {checkpoint}."
-        (output / "index.html").write_text(
-            page("Questions and answers", lead, [Section("Answers", pictures=pictures)]), encoding="utf-8"
-        )
-    except ValueError as error:
-        raise UsageError(f"{output}: cannot draw there: {error}; use a name ending in .png") from error
-    except OSError as error:
-        raise UsageError(f"{output}: cannot write: {error.strerror or error}") from error
+    if not known:
+        ((sample, turn, prediction),) = answered
+        if sample.open_image is not None:
+            write_picture(output, annotate(sample.open_image(), turn.question, prediction))
+        return output
+    sections, number = [], 0
+    for asked, rows in groupby(answered, key=lambda row: row[0].provenance):
+        pictures = []
+        for sample, turn, prediction in rows:
+            if sample.open_image is None:
+                continue
+            image = annotate(sample.open_image(), turn.question, prediction, turn)
+            write_picture(output / f"{number:03d}.png", image)
+            pictures.append(Picture(image, f"{turn.question} {describe(prediction)}"))
+            number += 1
+        sections.append(Section(f"{Path(asked.source).name}, line {asked.row}", pictures=pictures))
+    lead = f"{number} questions about {len(sections)} pictures, answered by {checkpoint}"
+    write_text(output / "index.html", page("Questions and answers", lead, sections))
     return output / "index.html"
 
 

@@ -12,6 +12,7 @@ import typer
 
 from fusionkit.cli.options import JsonOption, PluginOption, RecipeArg, SetOption, open_recipe
 from fusionkit.cli.output import emit, emit_json, note
+from fusionkit.cli.writing import check_picture_name, write_picture
 from fusionkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def check(
     """
     from fusionkit.data.check import check as examine
 
+    if output is not None:
+        check_picture_name(output)
     report = examine(file, shown, _progress)
     if json:
         emit_json(asdict(report))
@@ -94,7 +97,11 @@ def sample(
 
     dataset = _evaluation_data(open_recipe(recipe, set, plugin), evaluation)
     if start + number > len(dataset):
-        raise UsageError(f"the data has {len(dataset)} samples; asked for {start} to {start + number - 1}")
+        left = max(0, len(dataset) - start)
+        raise UsageError(
+            f"the data has {len(dataset)} samples, 0 to {len(dataset) - 1}; asked for {start} to {start + number - 1} "
+            + (f"(use -n {left})" if left else "(use a smaller --start)")
+        )
     path = write_samples((dataset[index] for index in range(start, start + number)), output)
     emit(str(path))
 
@@ -155,9 +162,5 @@ def _draw(report: Report, file: Path, output: Path) -> None:
         note(f"{output} is not written: no usable row has a picture")
         return
     dataset = open_jsonl(file)
-    page = contact_sheet([dataset[index] for index in report.chosen])
-    try:
-        page.save(output)
-    except (OSError, ValueError) as error:  # ValueError: a name whose ending is no picture format
-        raise UsageError(f"-o {output}: cannot write the sheet ({error}); use a name that ends in .png") from error
+    write_picture(output, contact_sheet([dataset[index] for index in report.chosen]))
     note(f"wrote {output} with {len(report.chosen)} rows")

@@ -53,9 +53,17 @@ def command(
     ):
         emit(f"  {output / name}")
     heading("Try next:")
-    emit(f'  fusionkit ask {run} {questions / "000.png"} "point to the red circle" -o out.png')
+    emit(f'  fusionkit ask {run} {questions / "000.png"} "{_first_question(questions)}" -o out.png')
     emit("  fusionkit plan come_vl --image 1024x768")
     emit(f"  fusionkit train tiny --data {questions / 'questions.jsonl'} -o runs/mine")
+
+
+def _first_question(questions: Path) -> str:
+    """A question that the first picture answers: it is about something that is in it."""
+    from fusionkit.data.read import read_jsonl
+    from fusionkit.data.write import FILE
+
+    return read_jsonl(questions / FILE)[0].turns[0].question
 
 
 def _ask(checkpoint: str, questions: Path, output: Path) -> list[str]:

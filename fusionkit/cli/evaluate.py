@@ -9,6 +9,7 @@ import typer
 
 from fusionkit.cli.options import JsonOption, PluginOption, SetOption, load_plugins, open_recipe
 from fusionkit.cli.output import emit_json, note, table
+from fusionkit.cli.writing import make_folder
 
 
 def command(
@@ -37,6 +38,8 @@ def command(
       fusionkit evaluate runs/tiny -o runs/tiny/scores
       fusionkit evaluate runs/tiny --shuffle-pictures      what the questions alone give away
     """
+    if output is not None:
+        make_folder(output)  # before the work, not after it
     load_plugins(plugin)
     from fusionkit.evaluate.report import as_rows, cell, write_report
     from fusionkit.evaluate.run import evaluate

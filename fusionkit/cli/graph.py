@@ -9,6 +9,7 @@ import typer
 
 from fusionkit.cli.options import JsonOption, PluginOption, RecipeArg, SetOption, open_recipe
 from fusionkit.cli.output import emit, emit_json, note
+from fusionkit.cli.writing import replacing, write_text
 from fusionkit.errors import UsageError
 
 FORMATS = (".svg", ".png", ".mmd")
@@ -46,16 +47,14 @@ def command(
             emit(mermaid(graph).rstrip())
         return
     from fusionkit.recipe.graph_layout import place
+    from fusionkit.recipe.graph_svg import svg
 
     kind = output.suffix.lower()
     if kind == ".png":
         from fusionkit.cli.graph_png import write_png
 
-        write_png(place(graph), output)
-    elif kind == ".svg":
-        from fusionkit.recipe.graph_svg import svg
-
-        output.write_text(svg(place(graph)), encoding="utf-8")
+        with replacing(output) as staging:
+            write_png(place(graph), staging)
     else:
-        output.write_text(mermaid(graph), encoding="utf-8")
+        write_text(output, svg(place(graph)) if kind == ".svg" else mermaid(graph))
     note(f"wrote {output}")

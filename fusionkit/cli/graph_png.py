@@ -21,9 +21,7 @@ SCALE = 2.0
 def write_png(layout: Layout, path: File) -> None:
     """Draw the layout; raises UsageError when matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        raise UsageError(
-            f"-o {path}: PNG needs matplotlib, which is not installed (`pip install 'fusionkit[plots]'`, or use .svg)"
-        )
+        raise UsageError("PNG needs matplotlib, which is not installed (`pip install 'fusionkit[plots]'`, or use .svg)")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -14,6 +14,7 @@ import typer
 
 from fusionkit.cli.options import JsonOption, PluginOption, RecipeArg, SetOption, open_recipe
 from fusionkit.cli.output import emit, emit_json, heading, note, table
+from fusionkit.cli.writing import write_picture
 from fusionkit.errors import BuildError, UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def command(
     if output is not None:
         from fusionkit.cli.inspect_picture import draw
 
-        draw(image, found.regions, found.layout, planned.visual).save(output)
+        write_picture(output, draw(image, found.regions, found.layout, planned.visual))
         note(f"wrote {output}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import join, quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,9 +16,9 @@ from fusionkit.cli.options import (
     SetOption,
     load_plugins,
     open_recipe,
-    recipe_source,
 )
 from fusionkit.cli.output import emit, emit_json, note
+from fusionkit.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from fusionkit.train.groups import AuditRow
@@ -57,20 +59,38 @@ def command(
         from fusionkit.train.own_data import on_own_data
 
         opened = load_recipe(on_own_data(opened, data))
-    from fusionkit.train.run import Interrupted, train
+    from fusionkit.train.run import Interrupted, has_progress, train
 
+    again = _again(recipe, output, data, set, plugin)
     try:
         finished = train(
             opened, output, resume=resume, overwrite=overwrite, stop_after=stop_after, on_stage=_show_audit
         )
     except Interrupted as stopped:
         note(f"{stopped}; everything is saved in {output}.partial")
-        note(f"continue: fusionkit train {recipe_source(recipe)} -o {output} --resume")
+        note(f"continue: {again}")
         raise typer.Exit(0 if stopped.signal is None else 128 + stopped.signal) from None
+    except (CheckpointError, DataError) as error:
+        if not has_progress(output):
+            raise
+        raise type(error)(f"{error} (what was saved before is kept; continue: {again})") from error
     if json:
         emit_json({"checkpoint": finished.folder, "steps": finished.steps, "seconds": round(finished.seconds, 1)})
     else:
         emit(f"{finished.folder}: {finished.steps} steps in {finished.seconds:.0f} s")
+        note(f"score it: fusionkit evaluate {quote(str(output))}")
+        note(f'ask it:   fusionkit ask {quote(str(output))} photo.jpg "point to the red circle" -o out.png')
+
+
+def _again(
+    recipe: str, output: Path, data: Path | None, set: Sequence[str] | None, plugin: Sequence[Path] | None
+) -> str:
+    """The command that continues this run, ready to paste."""
+    words = ["fusionkit", "train", recipe, "-o", str(output)]
+    words += ["--data", str(data)] if data is not None else []
+    words += [word for change in set or () for word in ("--set", change)]
+    words += [word for path in plugin or () for word in ("--plugin", str(path))]
+    return join([*words, "--resume"])
 
 
 def _show_audit(stage: str, rows: list[AuditRow]) -> None:

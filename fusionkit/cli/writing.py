@@ -4,21 +4,73 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusionkit.cli.output import note
 from fusionkit.errors import UsageError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON to a file, by way of a file beside it, so that a failure leaves what was there. Raises UsageError."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a name beside `path` to write to, and moves it there when all went well: a failure leaves what was there.
+
+    Raises UsageError when it cannot be written.
+    """
+    staging = path.with_name(f".{os.getpid()}.tmp.{path.name}")
     try:
-        staging.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        yield staging
         staging.replace(path)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+        raise UsageError(f"{path}: cannot be written: {reason(error, path)}") from error
     finally:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file. Raises UsageError."""
+    with replacing(path) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON to a file and say so. Raises UsageError."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     note(f"wrote {path}")
+
+
+def write_picture(path: Path, picture: Image) -> None:
+    """Write a picture in the format that the name's ending says. Raises UsageError."""
+    check_picture_name(path)
+    with replacing(path) as staging:
+        picture.save(staging)
+
+
+def check_picture_name(path: Path) -> None:
+    """Raises UsageError when a name has no ending that a picture can be written as: to know it before the work."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageError(f"-o {path}: expected a name that ends in .png (or .jpg, .webp)")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there. Raises UsageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot make this folder: {reason(error, path / 'x')}") from error
+
+
+def reason(error: OSError, path: Path) -> str:
+    """Why a file cannot be at `path`, in words; names a file that stands where a folder would have to."""
+    for above in reversed(path.parents):
+        if above.exists() and not above.is_dir():
+            return f"{above} is a file, not a folder; choose another -o"
+    if path.is_dir():
+        return "it is a folder; choose another -o"
+    return error.strerror or str(error)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.errors import DataError
-from fusionkit.evaluate.draw import annotate
-from fusionkit.evaluate.page import Section, page
+from fusionkit.evaluate.draw import annotate, describe
+from fusionkit.evaluate.page import Picture, Section, page
 from fusionkit.evaluate.run import Answered, Scores, worst_and_best
 
 SHOWN = 4
@@ -55,7 +55,11 @@ def write_report(folder: str | Path, title: str, results: Sequence[Scores], fact
             for scores in results:
                 file.writelines(json.dumps({"data": scores.name, **_answer(*item)}) + "\n" for item in scores.answers)
         sections = [
-            Section("Scores", table=[{key: cell(value) for key, value in row.items()} for row in as_rows(results)])
+            Section(
+                "Scores",
+                "Low and high are the ends of the 95 % interval.",
+                table=[{key: cell(value) for key, value in row.items()} for row in as_rows(results)],
+            )
         ]
         for scores in results:
             worst, best = worst_and_best(scores.answers, SHOWN)
@@ -63,22 +67,26 @@ def write_report(folder: str | Path, title: str, results: Sequence[Scores], fact
             sections.append(Section(f"{scores.name}: worst boxes", pictures=[_draw(item) for item in worst]))
         report = folder / "report.html"
         report.write_text(
-            page(title, ", ".join(f"{key}: {value}" for key, value in facts.items()), sections), encoding="utf-8"
+            page(title, " · ".join(f"{key}: {cell(value)}" for key, value in facts.items()), sections), encoding="utf-8"
         )
     except OSError as error:
         raise DataError(f"{folder}: cannot write the report: {error.strerror or error}") from error
     return report
 
 
-def _draw(item: Answered) -> Any:
+def _draw(item: Answered) -> Picture:
     sample, turn, prediction = item
     if sample.open_image is None:
         raise DataError(f"{sample.provenance}: no picture to draw")
-    return annotate(sample.open_image(), turn.question, prediction, turn)
+    return Picture(
+        annotate(sample.open_image(), turn.question, prediction, turn), f"{turn.question} {describe(prediction)}"
+    )
 
 
 def cell(value: object) -> str:
     """A number of a table as a person reads it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

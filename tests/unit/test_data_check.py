@@ -170,10 +170,18 @@ def test_check_without_a_drawable_row_says_so(tmp_path: Path, capsys: pytest.Cap
     assert "sheet.png is not written: no usable row has a picture" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["sheet.xyz", "missing/sheet.png"])
-def test_sheets_that_cannot_be_written(written: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("sheet.xyz", "sheet.xyz: expected a name that ends in .png"),
+        ("missing/sheet.png", "sheet.png: cannot be written: No such file or directory"),
+    ],
+)
+def test_sheets_that_cannot_be_written(
+    written: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert fusionkit("data", "check", str(written), "-o", str(written.parent / name)) == 2
-    assert "cannot write the sheet" in capsys.readouterr().err
+    assert text in capsys.readouterr().err
 
 
 def test_check_of_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

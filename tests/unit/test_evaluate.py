@@ -90,7 +90,7 @@ def test_shuffled_pictures_keep_the_questions(monkeypatch: pytest.MonkeyPatch) -
 def test_the_report_is_whole_and_asks_nobody(results: list[running.Scores], tmp_path: Any) -> None:
     page = write_report(tmp_path / "report", "Scores", results, {"checkpoint": "x"}).read_text(encoding="utf-8")
     assert "http" not in page
-    assert page.count('<img alt="annotated picture" src="data:image/png;base64,') == 8
+    assert page.count('" src="data:image/png;base64,') == 8
     answers = [json.loads(line) for line in (tmp_path / "report" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 36
     assert json.loads((tmp_path / "report" / "scores.json").read_text())["scores"] == as_rows(results)
