@@ -44,8 +44,10 @@ VERBS = {
     "train": Verb("fusionkit.cli.train", "Train a recipe, or resume, or use your own data."),
     "evaluate": Verb("fusionkit.cli.evaluate", "Score a checkpoint on held-out data."),
     "ask": Verb("fusionkit.cli.ask", "Ask a checkpoint about a picture; draws boxes."),
+    "bench": Verb("fusionkit.cli.bench", "Time blocks beside their peers and the machine's limits."),
     "data": Verb("fusionkit.cli.data", "Check your own training data, or write sample questions."),
-    "demo": Verb("fusionkit.cli.demo", "See it all: list, plan, train, evaluate and ask, in minutes."),
+    "plugin": Verb("fusionkit.cli.plugin", "Start a plugin of your own, or check one."),
+    "demo": Verb("fusionkit.cli.demo", "Run the main job end to end: plan, train, evaluate, ask."),
 }
 
 TRACEBACK = "--traceback"

@@ -1,0 +1,31 @@
+"""What blocks are compared with: the same function, with the same weights, written as people write it.
+
+A peer is made from a block that is ready, so that its outputs can be checked against the block's float64 result. A new
+one is a `Peer` in a module of this folder and a line in `PEERS`.
+"""
+
+from __future__ import annotations
+
+from fusionkit.bench.peers.attention_pool import MULTIHEAD_ATTENTION
+from fusionkit.bench.peers.cross_attention import CROSS_ATTENTION_FORMULA
+from fusionkit.bench.peers.orthogonal import FORMULA, FORMULA_CACHED, TORCH_ORTHOGONAL, TORCH_ORTHOGONAL_CACHED
+from fusionkit.bench.peers.peer import Peer, UnsuitableError
+from fusionkit.bench.peers.two_stage import RELEASED_FORM, RELEASED_FORM_CACHED
+
+__all__ = ["PEERS", "Peer", "UnsuitableError", "peers_of"]
+
+PEERS: tuple[Peer, ...] = (
+    TORCH_ORTHOGONAL,
+    TORCH_ORTHOGONAL_CACHED,
+    FORMULA,
+    FORMULA_CACHED,
+    RELEASED_FORM,
+    RELEASED_FORM_CACHED,
+    CROSS_ATTENTION_FORMULA,
+    MULTIHEAD_ATTENTION,
+)
+
+
+def peers_of(address: str) -> tuple[Peer, ...]:
+    """The peers of a block, by its `family/name`."""
+    return tuple(peer for peer in PEERS if peer.block == address)

@@ -1,0 +1,33 @@
+"""What a peer is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from fusionkit.errors import FusionkitError
+from fusionkit.plugin import BlockConfig
+
+TRAINING = frozenset({"fwd", "fwdbwd", "step"})
+INFERENCE = frozenset({"fwd"})
+
+
+class UnsuitableError(FusionkitError):
+    """A peer cannot compute what this block computes; the reason becomes a skipped row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another way to compute a block.
+
+    `make(block, config)` returns a module that is called like the block and computes the same function; it copies the
+    block's weights. It raises UnsuitableError for configs it does not cover. Half precision runs it under autocast.
+    """
+
+    name: str
+    block: str
+    summary: str
+    make: Callable[[nn.Module, BlockConfig], nn.Module]
+    modes: frozenset[str] = TRAINING

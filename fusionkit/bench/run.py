@@ -1,0 +1,219 @@
+"""A run: ceilings first, then every case with all its variants, then the ceilings again. Everything becomes a row."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fusionkit.bench.case import Case, LeftOut
+from fusionkit.bench.ceilings import Ceiling, measure_ceilings
+from fusionkit.bench.counting import Counts, count
+from fusionkit.bench.machine import clock, facts
+from fusionkit.bench.peers import UnsuitableError
+from fusionkit.bench.timing import Quartiles, paired_ratios, run_rounds, timer
+from fusionkit.bench.variants import DTYPES, REFERENCE, Setting, Variant, prepare, variants_of
+from fusionkit.bench.work import MICRO_BATCHES, Error, Work, compare, exact
+from fusionkit.errors import UsageError
+
+SCHEMA = 1
+Row = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class _Contender:
+    """What is known of a variant so far; `status` other than ok carries a reason."""
+
+    variant: Variant
+    work: Work | None = None
+    error: Error | None = None
+    counts: Counts | None = None
+    seconds: list[float] = field(default_factory=list)
+    status: str = "ok"
+    reason: str = ""
+
+    def fail(self, error: Exception) -> None:
+        self.status = "skip" if isinstance(error, UnsuitableError) else "fail"
+        self.reason = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
+        self.work = None
+
+
+def run(
+    cases: Sequence[Case],
+    setting: Setting,
+    *,
+    left_out: Sequence[LeftOut] = (),
+    rounds: int = 5,
+    against: Sequence[str] = (),
+    on_progress: Progress = lambda what, done, total: None,
+    ceiling_scale: float = 1.0,
+) -> Iterator[Row]:
+    """Measure; rows come as soon as a case is done. `on_progress(what, done, total)` counts rounds.
+
+    Raises: UsageError before anything is measured; what goes wrong later is in the rows.
+    """
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    planned = [(case, variants_of(case, setting, against)) for case in cases]
+    common = {"schema": SCHEMA, "run_id": time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), **facts(setting.device)}
+    on_progress("ceilings", 0, rounds * len(cases))
+    ceilings = measure_ceilings(setting, ceiling_scale)
+    common["ceil"] = {"tflops": ceilings[0].best / 1e12, "gbps": ceilings[1].best / 1e9}
+    yield from (_ceiling_row(common, setting, ceiling, "before") for ceiling in ceilings)
+    for left in left_out:
+        yield _row(common, setting, left.block, left.name, status="skip", reason=left.reason)
+    for number, (case, variants) in enumerate(planned):
+
+        def on_round(done: int, name: str = case.name, before: int = number * rounds) -> None:
+            on_progress(name, before + done, rounds * len(cases))
+
+        yield from _run_case(case, variants, setting, rounds, common, on_round)
+        gc.collect()
+    yield from (_ceiling_row(common, setting, each, "after") for each in measure_ceilings(setting, ceiling_scale))
+
+
+def _run_case(
+    case: Case,
+    variants: Sequence[Variant],
+    setting: Setting,
+    rounds: int,
+    common: Mapping[str, Any],
+    on_round: Callable[[int], None],
+) -> list[Row]:
+    contenders = [_Contender(variant) for variant in variants]
+    references: dict[str, dict[str, torch.Tensor]] = {}
+    for contender in contenders:
+        try:
+            _make_ready(contender, setting, references)
+        except Exception as error:  # a block or peer may raise anything; it becomes its row
+            contender.fail(error)
+    references.clear()
+    before = clock(setting.device)
+    works = {contender.variant.name: contender.work for contender in contenders if contender.work is not None}
+    found = run_rounds(works, rounds, timer(torch.device(setting.device)), on_round)
+    after = clock(setting.device)
+    for contender in contenders:
+        timed = found.get(contender.variant.name, [])
+        if isinstance(timed, Exception):
+            contender.fail(timed)
+        else:
+            contender.seconds = timed
+    reference = next((each.seconds for each in contenders if each.variant.name == REFERENCE), [])
+    clocks = {"clock_mhz": [before[0], after[0]], "temperature_c": [before[1], after[1]]}
+    return [
+        _row(common, setting, case.spec.address, case.name, **clocks, **_result(contender, reference, setting, common))
+        for contender in contenders
+    ]
+
+
+def _make_ready(contender: _Contender, setting: Setting, references: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Build, compare with float64, count; only what passes is timed."""
+    variant = contender.variant
+    address = variant.case.spec.address
+    work = prepare(variant, setting)
+    if address not in references:
+        plain = prepare(Variant(REFERENCE, variant.case), setting)
+        references[address] = exact(plain.module, plain.arguments, setting.mode)
+    contender.error = compare(work.results(), references[address], DTYPES[setting.dtype])
+    contender.counts = count(work)
+    contender.work = work
+
+
+def _result(contender: _Contender, reference: Sequence[float], setting: Setting, common: Mapping[str, Any]) -> Row:
+    """The part of a row that is the variant's own."""
+    variant, counts, error = contender.variant, contender.counts, contender.error
+    flops, moved = costs(variant.case, setting)
+    found: Row = {
+        "variant": variant.name,
+        "peer_of": variant.peer_of or None,
+        "computes": variant.case.spec.address,
+        "shape": variant.case.shape,
+        "config": variant.case.options,
+        "rounds": len(contender.seconds),
+        "flops": flops,
+        "bytes_min": moved,
+        "peak_mib": None if counts is None else round(counts.peak_bytes / 2**20, 3),
+        "kernels": None if counts is None else counts.kernels,
+        "maps": None if counts is None else counts.maps,
+        "err": None
+        if error is None
+        else {"max_abs": error.max_abs, "rel": error.rel, "where": error.where, "ref": "f64"},
+        "status": contender.status,
+        "reason": contender.reason or None,
+    }
+    if contender.status != "ok":
+        return found
+    seconds = Quartiles.of(contender.seconds)
+    limit = max(flops / (common["ceil"]["tflops"] * 1e12), moved / (common["ceil"]["gbps"] * 1e9))
+    found |= {
+        "ms": Quartiles.of([1e3 * value for value in contender.seconds]).to_dict(),
+        "tflops": flops / seconds.p50 / 1e12,
+        "gbps": moved / seconds.p50 / 1e9,
+        "roofline_frac": limit / seconds.p50,
+    }
+    if variant.name != REFERENCE and len(reference) == len(contender.seconds):
+        ratios = Quartiles.of(paired_ratios(contender.seconds, reference))
+        found["ratio"] = {"vs": REFERENCE, **ratios.to_dict()}
+    return found
+
+
+def costs(case: Case, setting: Setting) -> tuple[int, int]:
+    """FLOPs and least bytes of the block's function, whatever a variant does: from the plan, for all crops.
+
+    A backward is two forwards' FLOPs. Bytes: tokens in and out once per micro-batch, parameters once, and the gradients
+    of all of these in training modes. Making orthogonal maps is in neither, so a share of the roofline in training is
+    of the mixing alone.
+    """
+    planned = case.site.plan
+    if planned is None:
+        return 0, 0
+    size = DTYPES[setting.dtype].itemsize
+    inputs = sum(math.prod(_numbers(spec)) for spec in case.shape["inputs"].values())
+    outputs = sum(math.prod(_numbers(spec)) for spec in case.shape["outputs"].values())
+    tokens, weights = case.crops * (inputs + outputs) * size, planned.params * size
+    forward = case.crops * planned.flops
+    if setting.mode == "fwd":
+        return forward, tokens + weights
+    batches = MICRO_BATCHES if setting.mode == "step" else 1
+    return 3 * forward * batches, 2 * (tokens * batches + weights)
+
+
+def _numbers(spec: Mapping[str, Any]) -> tuple[int, ...]:
+    return (spec.get("layers", 1), *spec["grid"], spec["width"], spec.get("copies", 1))
+
+
+def _row(common: Mapping[str, Any], setting: Setting, block: str, address: str, **own: Any) -> Row:
+    """A row with every field of the schema, in order; what does not apply is null."""
+    blank = dict.fromkeys(_FIELDS)
+    given = {"block": block, "address": address, "backend": "eager", "dtype": setting.dtype, "mode": setting.mode}
+    return {**common, **blank, **given, **own}
+
+
+_FIELDS = (
+    "block", "address", "variant", "backend", "peer_of", "computes", "shape", "config", "dtype", "mode", "rounds", "ms",
+    "ratio", "flops", "bytes_min", "tflops", "gbps", "roofline_frac", "peak_mib", "kernels", "maps", "err", "clock_mhz",
+    "temperature_c", "status", "reason",
+)  # fmt: skip
+
+
+def _ceiling_row(common: Mapping[str, Any], setting: Setting, ceiling: Ceiling, when: str) -> Row:
+    return _row(
+        common,
+        setting,
+        "ceiling",
+        when,
+        variant=ceiling.name,
+        rounds=len(ceiling.seconds),
+        ms=Quartiles.of([1e3 * value for value in ceiling.seconds]).to_dict(),
+        flops=ceiling.flops,
+        bytes_min=ceiling.bytes,
+        tflops=ceiling.best / 1e12 if ceiling.flops else None,
+        gbps=ceiling.best / 1e9 if ceiling.bytes else None,
+        status="ok",
+    )

@@ -1,0 +1,65 @@
+"""Rows as a table for people, the same on a terminal and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+COLUMNS = ("block", "variant", "ms", "IQR", "time / ours", "of limit", "peak MiB", "maps", "error", "note")
+NUMBERS = frozenset({"ms", "IQR", "time / ours", "of limit", "peak MiB", "maps", "error"})
+
+
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One row of results; `-` where a row has no such number."""
+    ms, ratio, error = row["ms"], row["ratio"], row["err"]
+    note = "" if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+    if row["block"] == "ceiling":
+        rate = f"{row['tflops'] * 1e3:.1f} GFLOP/s" if row["tflops"] else f"{row['gbps']:.1f} GB/s"
+        note = f"{rate}, {row['address']} the run"
+    elif row["computes"] not in (None, row["block"]):
+        note = note or "another function"
+    share = row["roofline_frac"]
+    return (
+        row["address"] if row["block"] != "ceiling" else "(machine)",
+        row["variant"] or "-",
+        "-" if ms is None else f"{ms['p50']:.4g}",
+        "-" if ms is None else f"{ms['p25']:.4g}-{ms['p75']:.4g}",
+        _ratio(ratio) if ratio is not None else "1" if row["variant"] == "fusionkit" and ms is not None else "-",
+        "-" if share is None else f"{100 * share:.0f} %",
+        "-" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}",
+        "-" if row["maps"] is None else str(row["maps"]),
+        "-" if error is None else f"{error['rel']:.0e}",
+        note,
+    )
+
+
+def _ratio(ratio: Mapping[str, Any]) -> str:
+    """Median and quartiles of the paired ratios."""
+    return f"{ratio['p50']:.3g} ({ratio['p25']:.3g}-{ratio['p75']:.3g})"
+
+
+def explanation(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the columns mean, in lines that stand under the table."""
+    first = rows[0]
+    ceil = first["ceil"]
+    lines = [
+        f"{first['device']} ({first['kind']}, {first['threads']} threads), torch {first['torch']}, {first['dtype']}, "
+        f"mode {first['mode']}",
+        f"limits measured in this run: {ceil['tflops'] * 1e3:.1f} GFLOP/s (matrix product), {ceil['gbps']:.1f} GB/s (copy)",
+        "time / ours: paired per round, median (quartiles); above 1 is slower than fusionkit",
+        "of limit: least time for the block's products and bytes at these limits, over the measured time",
+        "peak: memory of one call above weights and inputs; maps: orthogonal maps evaluated in one call; "
+        "error: norm-relative, against float64",
+    ]
+    if noise := [row["ratio"] for row in rows if row["variant"] == "fusionkit_again" and row["ratio"]]:
+        spread = max(max(abs(ratio["p25"] - 1), abs(ratio["p75"] - 1), abs(ratio["p50"] - 1)) for ratio in noise)
+        lines.append(f"noise: the same block run twice differs by up to {100 * spread:.0f} % (fusionkit_again)")
+    return lines
+
+
+def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The table as GitHub shows it; columns of numbers are aligned to the right."""
+    lines = ["| " + " | ".join(COLUMNS) + " |"]
+    lines.append("|" + "|".join("---:" if column in NUMBERS else "---" for column in COLUMNS) + "|")
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
+    return "\n".join(lines)

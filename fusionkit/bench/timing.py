@@ -1,0 +1,106 @@
+"""Time in rounds: every round visits all variants once, in a new order, and keeps each one's median."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fusionkit.bench.work import Work
+
+MIN_SECONDS = 0.03
+"""How long a variant is called in each round, at least."""
+MAX_CALLS = 100
+CACHE_BYTES = 256 * 2**20
+"""Overwritten before each call on a GPU, so that no input waits in its cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quartiles:
+    """25 %, 50 % and 75 % of some numbers."""
+
+    p25: float
+    p50: float
+    p75: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+    def to_dict(self) -> dict[str, float]:
+        return {name: round(getattr(self, name), 6) for name in ("p25", "p50", "p75")}
+
+
+Timer = Callable[[Work], float]
+
+
+def timer(device: torch.device) -> Timer:
+    """What times one call in seconds: CUDA events with the cache flushed, or the clock."""
+    if device.type == "cuda":
+        flush = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
+
+        def timed(work: Work) -> float:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            work.prepare()
+            flush.zero_()
+            start.record()
+            work.call()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1e3
+
+        return timed
+
+    def clocked(work: Work) -> float:
+        work.prepare()
+        before = time.perf_counter()
+        work.call()
+        return time.perf_counter() - before
+
+    return clocked
+
+
+def run_rounds(
+    works: Mapping[str, Work],
+    rounds: int,
+    time_once: Timer,
+    on_round: Callable[[int], None] = lambda done: None,
+    seed: int = 0,
+) -> dict[str, list[float] | Exception]:
+    """Seconds of every variant, one number a round; or the error that ended it.
+
+    A variant that fails in one round takes no part in later ones.
+    """
+    order = random.Random(seed)
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    failed: dict[str, Exception] = {}
+    for number in range(rounds):
+        names = [name for name in works if name not in failed]
+        order.shuffle(names)
+        for name in names:
+            try:
+                seconds[name].append(_visit(works[name], time_once))
+            except Exception as error:  # whatever a variant raises becomes its row; the others go on
+                failed[name] = error
+        on_round(number + 1)
+    return {name: failed.get(name, values) for name, values in seconds.items()}
+
+
+def _visit(work: Work, time_once: Timer) -> float:
+    """The median of several calls, or of one that is long; short ones are called once for nothing first."""
+    first = time_once(work)
+    if first >= MIN_SECONDS:
+        return first
+    calls = min(MAX_CALLS, int(MIN_SECONDS / max(first, 1e-7)) + 1)
+    return statistics.median(time_once(work) for _ in range(calls))
+
+
+def paired_ratios(values: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Time over the reference's time in the same round."""
+    return [value / base for value, base in zip(values, reference, strict=True)]
