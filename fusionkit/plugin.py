@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from fusionkit.errors import BoxDecodeError, DataError, PluginApiError, PluginLoadError, ShapeError
 from fusionkit.geometry import FULL, Box, Frame, Grid, LayerStackSpec, Point, Size, TokenSpec
 from fusionkit.sample import ENDLESS, Prediction, Provenance, Sample, SceneObject, Segment, Turn
+
+if TYPE_CHECKING:
+    from fusionkit.ops.tokens import Tokens
 
 __all__ = [
     "ACCEPTED_API_VERSIONS",
@@ -55,12 +58,23 @@ __all__ = [
     "StepConfig",
     "TokenLayout",
     "TokenSpec",
+    "Tokens",
     "Turn",
     "Width",
     "input_fields",
     "input_names",
     "resolve_width",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Tokens hold tensors: blocks import them from here, and whoever only plans does without torch.
+    if name != "Tokens":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fusionkit.ops.tokens import Tokens
+
+    return Tokens
+
 
 API_VERSION = 1
 """The plugin API this fusionkit speaks."""

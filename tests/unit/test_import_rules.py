@@ -19,7 +19,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "geometry": ("errors",),
     "sample": ("errors", "geometry"),
-    "plugin": ("errors", "geometry", "sample"),
+    # `ops` for Tokens only, on first use: authors find in one place all that they need.
+    "plugin": ("errors", "geometry", "sample", "ops"),
     "architectures": ("errors",),
     "hub": ("errors",),
     "pictures": ("errors", "geometry"),
