@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from fusionkit.errors import BoxDecodeError, DataError, PluginApiError, PluginLoadError, ShapeError
 from fusionkit.geometry import FULL, Box, Frame, Grid, LayerStackSpec, Point, Size, TokenSpec
@@ -44,6 +45,7 @@ __all__ = [
     "Grid",
     "InputName",
     "LanguageModelInfo",
+    "LayerInjectorConfig",
     "LayerStackSpec",
     "Like",
     "Parsed",
@@ -131,6 +133,7 @@ GUARANTEES: Mapping[str, str] = MappingProxyType(
         "padding_ignored": "tokens marked invalid change nothing",
         "foldable": "fold() gives the same output from precomputed weights",
         "streaming": "begin/accumulate/finish equals forward without holding the layers",
+        "placed": "visual vector k changes the k-th <image> position and nothing else",
         "box_round_trip": "decode(encode(box)) is within the stated error",
     }
 )
@@ -160,6 +163,27 @@ class StepConfig(BlockConfig):
     """A step with one input: the previous step, unless `input` names another."""
 
     input: InputName | None = Field(None, description="Stream or earlier step to read; the previous step if not given.")
+
+
+class LayerInjectorConfig(StepConfig):
+    """An injector that acts inside the decoder, at some of its blocks, beside the one that writes the embeddings.
+
+    Its module has `layers` and `when` as here, `prepare(tokens, placement) -> tuple of tensors, rows first` and
+    `forward(hidden_BTE, state, layer, first) -> hidden_BTE`. It may read other tokens than stand in the text; its
+    planner gets those under `input` and the ones in the text under `visual`.
+    """
+
+    layers: tuple[PositiveInt, ...] = Field(
+        min_length=1, description="Blocks of the decoder, by number from 1 to its depth, in rising order."
+    )
+    when: Literal["before", "after"] = Field("before", description="Act on what goes into a block, or comes out of it.")
+
+    @field_validator("layers")
+    @classmethod
+    def _rising(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if any(low >= high for low, high in pairwise(layers)):
+            raise ValueError(f"must rise, each block once, got {list(layers)}; use {sorted(set(layers))}")
+        return layers
 
 
 class DatasetConfig(BlockConfig):

@@ -14,17 +14,22 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from fusionkit.errors import CheckpointError, ShapeError, UsageError
 from fusionkit.model.configuration import FusionConfig
+from fusionkit.model.layer_state import STATE, LayerState, watch_blocks
 from fusionkit.model.output import FusionOutput
 from fusionkit.model.parts import build_parts
 from fusionkit.model.runtime import Runtime
 from fusionkit.model.tower import Stream, run_fusion
 from fusionkit.ops.attention import use_attention_backend
+from fusionkit.ops.placement import Placement
 from fusionkit.ops.tokens import Tokens
+from fusionkit.plugin import LayerInjectorConfig
 from fusionkit.recipe import load_recipe
 from fusionkit.recipe.lock import unlock
 from fusionkit.recipe.plan import plan as plan_recipe
 
 PIXELS = "pixel_values_"
+IMAGE = "image"
+"""What the tokens that stand in the text are called among encoded pictures; other injectors' go by their address."""
 
 
 class FusionVLM(PreTrainedModel, GenerationMixin):
@@ -64,6 +69,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             decoder: Any = parts.language_model
             config.text_config = decoder.config
             self.generation_config = decoder.generation_config
+            watch_blocks(decoder, self.layer_injectors().values())
         self._runtime = Runtime()
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -111,8 +117,20 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         return {name: self.streams[name](pixels[name], self.runtime) for name in wanted}
 
     def fuse(self, streams: Mapping[str, Tokens]) -> Tokens:
-        """Run the fusion graph: stream tokens -> x_CNE, ready for the injectors."""
-        return run_fusion(self.plan, self.fusion, streams)
+        """Run the fusion graph: stream tokens -> x_CNE, ready to stand in the text."""
+        return self.fuse_all(streams)[IMAGE]
+
+    def fuse_all(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        """Everything the injectors read, as `mm_encoder_outputs` takes it: `image`, and `injectors.NAME` for those inside the decoder."""
+        named = run_fusion(self.plan, self.fusion, streams)
+        inside = self.layer_injectors()
+        sources = {node.address: node.sources["input"] for node in self.plan.injectors if node.address in inside}
+        return {IMAGE: named[self.plan.visual_source], **{key: named[source] for key, source in sources.items()}}
+
+    def layer_injectors(self) -> dict[str, nn.Module]:
+        """The injectors that act inside the decoder, by address."""
+        nodes = (node for node in self.plan.injectors if isinstance(node.config, LayerInjectorConfig))
+        return {node.address: self.injectors[node.name] for node in nodes}
 
     def get_image_features(self, **pixel_values: Tensor) -> Tokens:
         """Pixels of all streams (`pixel_values_NAME`) -> fused tokens x_CNE."""
@@ -131,25 +149,33 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         visual_index: Tensor | None = None,
         mm_encoder_outputs: Mapping[str, Tokens] | None = None,
+        layer_state: LayerState | None = None,
         **kwargs: Any,
     ) -> FusionOutput:
         """Next-token logits, and the loss when labels are given.
 
         `visual_index` [V]: for each image-token position of `input_ids`, row-major, the row of the fused tokens
         flattened to [C*N, E] that goes there; so rows can share one encoded picture. In order if not given.
-        `mm_encoder_outputs`: `{"image": get_image_features(...)}` instead of pixels.
+        `mm_encoder_outputs`: `{"image": get_image_features(...)}`, or all of `fuse_all(...)`, instead of pixels.
+        `layer_state`: what `prepare_layers` gave, for steps of a generation after the first.
 
         Raises ShapeError when the number of image tokens and of visual tokens differ.
         """
         pixels = _pixels(kwargs)
-        streams, visual = None, (mm_encoder_outputs or {}).get("image")
-        if pixels and visual is None:
+        streams, encoded = None, dict(mm_encoder_outputs or {})
+        if pixels and IMAGE not in encoded:
             streams = self.encode_streams(pixels)
-            visual = self.fuse(streams)
+            encoded = self.fuse_all(streams)
+        visual = encoded.get(IMAGE)
         if inputs_embeds is None:
             if input_ids is None:
                 raise UsageError("forward needs input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, visual, visual_index)
+            layer_state = layer_state or self.prepare_layers(input_ids, encoded, visual_index)
+        if layer_state is not None:
+            first = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            layer_state = layer_state.at(len(inputs_embeds), first)
+            kwargs[STATE] = layer_state
         output = self._decoder()(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -160,6 +186,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **{name: value for name, value in kwargs.items() if not name.startswith(PIXELS) and name != "crop_counts"},
         )
+        if layer_state is not None:
+            layer_state.require_reached()
         return FusionOutput(
             loss=output.loss,
             logits=output.logits,
@@ -187,9 +215,28 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
                 f"the text has {placed} image tokens, the pictures give {len(visual_VE)} visual tokens; "
                 "prepare text and pictures with the model's own processor"
             )
-        for injector in self.injectors.values():
-            embeds_BTE = injector(embeds_BTE, visual_VE.to(embeds_BTE.dtype), mask_BT)
+        inside = self.layer_injectors()
+        for node in self.plan.injectors:
+            if node.address not in inside:
+                embeds_BTE = self.injectors[node.name](embeds_BTE, visual_VE.to(embeds_BTE.dtype), mask_BT)
         return embeds_BTE
+
+    def prepare_layers(
+        self, input_ids_BT: Tensor, encoded: Mapping[str, Tokens], visual_index_V: Tensor | None = None
+    ) -> LayerState | None:
+        """What the injectors inside the decoder carry for these rows; None when there are none, or no pictures.
+
+        Raises UsageError when `encoded` (see `fuse_all`) lacks what one of them reads.
+        """
+        injectors: dict[str, Any] = self.layer_injectors()
+        if not injectors or IMAGE not in encoded:
+            return None
+        if missing := [name for name in injectors if name not in encoded]:
+            raise UsageError(f"mm_encoder_outputs has no {', '.join(missing)}: pass all that fuse_all() gives")
+        tokens, vectors = encoded[IMAGE].x_BND.shape[1], encoded[IMAGE].x_BND.flatten(0, 1)
+        index_V = torch.arange(len(vectors), device=vectors.device) if visual_index_V is None else visual_index_V
+        placement = Placement.of(input_ids_BT == self.config.image_token_id, index_V, tokens)
+        return LayerState(injectors, {name: each.prepare(encoded[name], placement) for name, each in injectors.items()})
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
@@ -212,14 +259,15 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         """`GenerationMixin.generate`; pictures are encoded once, before beams or samples are expanded."""
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         pixels = _pixels(kwargs)
-        visual = (kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
+        encoded = dict(kwargs.pop("mm_encoder_outputs", None) or {})
         index = kwargs.pop("visual_index", None)
         kwargs = {
             name: value for name, value in kwargs.items() if not name.startswith(PIXELS) and name != "crop_counts"
         }
-        if input_ids is not None and kwargs.get("inputs_embeds") is None and (pixels or visual is not None):
-            visual = self.fuse(self.encode_streams(pixels)) if visual is None else visual
-            kwargs["inputs_embeds"] = self.embed(input_ids, visual, index)
+        if input_ids is not None and kwargs.get("inputs_embeds") is None and (pixels or encoded):
+            encoded = encoded or self.fuse_all(self.encode_streams(pixels))
+            kwargs["inputs_embeds"] = self.embed(input_ids, encoded.get(IMAGE), index)
+            kwargs["layer_state"] = self.prepare_layers(input_ids, encoded, index)
         parent: Any = super()
         return parent.generate(input_ids, **kwargs)
 

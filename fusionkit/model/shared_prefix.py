@@ -54,13 +54,13 @@ def find_prefix(input_ids_BT: Tensor, attention_mask_BT: Tensor, visual_index: T
 def forward_shared(model: FusionVLM, batch: Mapping[str, Any]) -> FusionOutput:
     """`model(**batch)` for training, computing what rows share once.
 
-    Logits at positions inside the prefix, where no answer is, are zeros. Rows that share nothing, and gradient
-    checkpointing (which keeps no keys and values), take the plain forward pass.
+    Logits at positions inside the prefix, where no answer is, are zeros. Rows that share nothing, gradient
+    checkpointing (which keeps no keys and values) and injectors inside the decoder take the plain forward pass.
     """
     decoder: Any = model.language_model
     prefix = None
     checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
-    if "visual_index" in batch and not checkpointing:
+    if "visual_index" in batch and not checkpointing and not model.layer_injectors():
         prefix = find_prefix(
             batch["input_ids"], batch["attention_mask"], batch["visual_index"], model.config.image_token_id
         )

@@ -72,11 +72,11 @@ class Stream(nn.Module):
         return cast(Tensor, mixer.finish(state))
 
 
-def run_fusion(plan: Plan, steps: nn.ModuleDict, streams: Mapping[str, Tokens]) -> Tokens:
-    """Run the fusion graph on the streams' outputs: what the injectors get."""
+def run_fusion(plan: Plan, steps: nn.ModuleDict, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+    """Run the fusion graph on the streams' outputs; gives them and every step's outputs by name."""
     named = dict(streams)
     _run_steps(steps, plan.fusion, named)
-    return named[plan.visual_source]
+    return named
 
 
 def _run_steps(modules: nn.ModuleDict, nodes: Sequence[Node], named: dict[str, Tokens]) -> Tokens:

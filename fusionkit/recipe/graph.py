@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fusionkit.plugin import EncoderInfo
 from fusionkit.recipe.plan_table import grid_text, layer_ranges, scaled
 from fusionkit.recipe.plan_types import ENCODER, Node, Plan, StreamPlan
+from fusionkit.recipe.plan_wiring import acts_inside
 
 PICTURE, TEXT, ANSWER = "picture", "text", "answer"
 """Boxes that are no blocks: what goes in and what comes out."""
@@ -67,11 +68,17 @@ def graph_of(plan: Plan) -> Graph:
     if plan.language_model_node is not None:
         boxes.append(_text_box(plan, rank))
         rank += 1
-        edges.append(Edge(TEXT, plan.injectors[0].address))
+        placing = next(node for node in plan.injectors if not acts_inside(node.config))
+        edges.append(Edge(TEXT, placing.address))
         for node in plan.injectors:
             boxes.append(_box(node, rank))
-            edges.append(Edge(last, node.address))
-            last, rank = node.address, rank + 1
+            rank += 1
+            if acts_inside(node.config):
+                edges += _edges(node, outputs)
+                edges.append(Edge(node.address, plan.language_model_node.address))
+            else:
+                edges.append(Edge(last, node.address))
+                last = node.address
         boxes.append(_decoder_box(plan, plan.language_model_node, rank))
         edges.append(Edge(last, plan.language_model_node.address))
         last, rank = plan.language_model_node.address, rank + 1

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fusionkit import registry
 from fusionkit.errors import PluginError
 from fusionkit.geometry import TokenSpec
-from fusionkit.plugin import BlockPlan, BlockSite, LanguageModelInfo
+from fusionkit.plugin import BlockPlan, BlockSite, LanguageModelInfo, LayerInjectorConfig
 from fusionkit.recipe.plan_streams import resolve_like
 from fusionkit.recipe.plan_types import Node, StreamPlan
-from fusionkit.recipe.plan_wiring import FusionWiring, outputs_of, shapes_of, unused_name
+from fusionkit.recipe.plan_wiring import FusionWiring, acts_inside, outputs_of, shapes_of, unused_name
 from fusionkit.recipe.planning import Planning, likes, make_node
 
 PLACING = ("replace", "add")
@@ -72,13 +72,13 @@ def plan_fusion(
     visual = shapes_of(planning, _visual_address(planning, wiring), {"input": wiring.visual}, known)
     if visual is None or (info is not None and not _width_fits(planning, wiring, visual["input"], info)):
         return None
-    injectors = _plan_injectors(planning, wiring, visual, info)
+    injectors = _plan_injectors(planning, wiring, known, visual["input"], info)
     complete = len(steps) == len(recipe.fusion) and len(injectors) == len(recipe.injectors)
     return FusionPlan(tuple(steps), injectors, visual["input"]) if complete else None
 
 
 def check_injectors(planning: Planning) -> None:
-    """A language model needs injectors and the other way round; only one of them may write the `<image>` positions."""
+    """A language model needs injectors and the other way round; exactly one of them writes the `<image>` positions."""
     recipe = planning.recipe
     if recipe.language_model is not None and not recipe.injectors:
         planning.fault(
@@ -86,6 +86,8 @@ def check_injectors(planning: Planning) -> None:
         )
     if recipe.injectors and recipe.language_model is None:
         planning.fault("injectors", "there is no language model to inject into", "remove them, or add `language_model`")
+    if recipe.injectors and all(map(acts_inside, recipe.injectors.values())):
+        planning.fault("injectors", "none of them writes the <image> tokens", "add `visual: {type: replace}`")
     placing = [name for name, config in recipe.injectors.items() if config.type in PLACING]
     for name in placing[1:]:
         planning.fault(
@@ -109,14 +111,27 @@ def language_model_node(planning: Planning, info: LanguageModelInfo | None, rows
 
 
 def _plan_injectors(
-    planning: Planning, wiring: FusionWiring, inputs: Mapping[str, TokenSpec], info: LanguageModelInfo | None
+    planning: Planning,
+    wiring: FusionWiring,
+    known: Mapping[str, TokenSpec],
+    visual: TokenSpec,
+    info: LanguageModelInfo | None,
 ) -> tuple[Node, ...]:
     target = None if info is None else info.width
-    planned = (
-        planning.node(f"injectors.{name}", "injectors", config, inputs, wiring.injectors[name], target)
-        for name, config in planning.recipe.injectors.items()
-    )
-    return tuple(node for node in planned if node is not None)
+    planned: list[Node] = []
+    for name, config in planning.recipe.injectors.items():
+        address, sources = f"injectors.{name}", wiring.injectors[name]
+        inputs = shapes_of(planning, address, sources, known)
+        if isinstance(config, LayerInjectorConfig):
+            if info is not None and config.layers[-1] > info.depth:
+                message = f"block {config.layers[-1]} is outside the language model, which has blocks 1 to {info.depth}"
+                planning.fault(f"{address}.layers", message, f"use at most {info.depth}")
+                continue
+            inputs = None if inputs is None else {**inputs, "visual": visual}
+        node = None if inputs is None else planning.node(address, "injectors", config, inputs, sources, target)
+        if node is not None:
+            planned.append(node)
+    return tuple(planned)
 
 
 def _width_fits(planning: Planning, wiring: FusionWiring, visual: TokenSpec, info: LanguageModelInfo) -> bool:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fusionkit import registry
 from fusionkit.geometry import TokenSpec
-from fusionkit.plugin import BlockConfig, StepConfig, input_names
+from fusionkit.plugin import BlockConfig, LayerInjectorConfig, StepConfig, input_names
 from fusionkit.recipe.plan_types import ENCODER, Node
 from fusionkit.recipe.planning import Planning, suggestion
 
@@ -21,7 +21,7 @@ Sources = dict[str, dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class FusionWiring:
-    """What fusion steps and injectors read; `visual` is what all injectors read: the tokens of a picture."""
+    """What fusion steps and injectors read; `visual` is the source of the tokens that stand in the text."""
 
     steps: Sources
     injectors: Sources
@@ -70,15 +70,21 @@ def wire_fusion(planning: Planning) -> FusionWiring | None:
         _fault_unjoined(planning, "streams")
     if len(planning.problems) > before:
         return None
-    taken = dict.fromkeys(source for read in injectors.values() for source in read.values())
+    placing = [read for name, read in injectors.items() if not acts_inside(recipe.injectors[name])]
+    taken = dict.fromkeys(source for read in placing for source in read.values())
     if len(taken) > 1:
         planning.fault("injectors", f"they read different tokens: {', '.join(taken)}", "let all read the same")
         return None
     visual = next(iter(taken), last or "")
-    used = [*steps.values(), {"visual": visual}]
+    used = [*steps.values(), *injectors.values(), {"visual": visual}]
     _refuse_unread(planning, "fusion", recipe.fusion, used)
     _refuse_unread(planning, "streams", recipe.streams, used)
     return None if len(planning.problems) > before else FusionWiring(steps, injectors, visual)
+
+
+def acts_inside(config: BlockConfig) -> bool:
+    """Whether an injector acts inside the decoder, and so may read other tokens than those in the text."""
+    return isinstance(config, LayerInjectorConfig)
 
 
 def _wire_one(

@@ -10,8 +10,15 @@ from typing import Any
 
 from fusionkit import registry
 from fusionkit.errors import FusionkitError
-from fusionkit.plugin import FAMILIES, STEP_FAMILIES, BlockSpec
-from fusionkit.testing.subjects import CheckFailed, EncoderSubject, InjectorSubject, StepSubject, Subject
+from fusionkit.plugin import FAMILIES, STEP_FAMILIES, BlockSpec, LayerInjectorConfig
+from fusionkit.testing.subjects import (
+    CheckFailed,
+    EncoderSubject,
+    InjectorSubject,
+    LayerInjectorSubject,
+    StepSubject,
+    Subject,
+)
 
 Examples = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -34,7 +41,7 @@ def checks_for(spec: BlockSpec, examples: Sequence[Mapping[str, Any]] | None = N
     """All checks of a block, for each of its examples (or of those given instead)."""
     found: list[Check] = []
     for number, example in enumerate(spec.examples if examples is None else examples):
-        subject = _subject_class(spec.family)(spec, example)
+        subject = _subject_class(spec)(spec, example)
         for function in _functions(spec):
             name = function.__name__.removeprefix("check_")
             found.append(Check(f"{spec.address}[{number}]-{name}", _bound(function, subject)))
@@ -117,7 +124,10 @@ def _functions(spec: BlockSpec) -> list[Callable[..., None]]:
     return [*CONFIG_CHECKS, *getattr(module, f"{stem}_CHECKS"), *(guarantees[name] for name in sorted(spec.guarantees))]
 
 
-def _subject_class(family: str) -> type[Subject]:
+def _subject_class(spec: BlockSpec) -> type[Subject]:
+    family = spec.family
+    if issubclass(spec.config, LayerInjectorConfig):
+        return LayerInjectorSubject
     if family in STEP_FAMILIES:
         return StepSubject
     if family == "language_models":

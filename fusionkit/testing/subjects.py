@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fusionkit import registry
 from fusionkit.errors import ShapeError
-from fusionkit.geometry import LayerStackSpec, TokenSpec
+from fusionkit.geometry import Grid, LayerStackSpec, TokenSpec
+from fusionkit.ops.placement import Placement
 from fusionkit.ops.roles import parameter_roles
 from fusionkit.ops.tokens import Tokens
 from fusionkit.plugin import BlockConfig, BlockPlan, BlockSite, BlockSpec, EncoderInfo, input_names
@@ -185,6 +186,7 @@ class InjectorSubject(ModuleSubject):
     """An injector between tokens of width 16 and a decoder of width 16."""
 
     tokens = TokenSpec(fakes.GRID, fakes.WIDTH)
+    inside = False
 
     @cached_property
     def plan(self) -> BlockPlan | None:
@@ -206,6 +208,76 @@ class InjectorSubject(ModuleSubject):
 
     def call(self, module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"embeds": module(**arguments)}
+
+    def image_mask(self, arguments: Mapping[str, Any]) -> Tensor:
+        """True at the image tokens, [B, T]."""
+        mask_BT: Tensor = arguments["mask_BT"]
+        return mask_BT
+
+    def places(self, arguments: Mapping[str, Any]) -> dict[int, list[list[int]]]:
+        """For each visual vector the (row, position) pairs where it belongs."""
+        return {k: [place] for k, place in enumerate(self.image_mask(arguments).nonzero().tolist())}
+
+    def with_vectors(self, arguments: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The arguments with other visual vectors [V, E]."""
+        return {**arguments, "visual_VE": change(arguments["visual_VE"])}
+
+    def without_pictures(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The same text without pictures."""
+        mask_BT = torch.zeros_like(arguments["mask_BT"])
+        return {**arguments, "mask_BT": mask_BT, "visual_VE": arguments["visual_VE"][:0]}
+
+
+class LayerInjectorSubject(InjectorSubject):
+    """An injector inside the decoder, run at all its layers; one crop per row, and the last crop in row 0 too."""
+
+    tokens = TokenSpec(Grid(1, 2), fakes.WIDTH)
+    inside = True
+
+    def arguments(self, *, batch: int = 2, seed: int = 0) -> dict[str, Any]:
+        mask_BT = torch.zeros(batch, 9, dtype=torch.bool)
+        mask_BT[:, 2:4] = True
+        index = list(range(2 * batch))
+        if batch > 1:
+            mask_BT[0, 5:7] = True
+            index[2:2] = index[-2:]
+        return {
+            "embeds_BTE": fakes.random((batch, 9, fakes.WIDTH), seed),
+            "tokens": fakes.tokens(self.tokens, batch, seed + 1),
+            "placement": Placement.of(mask_BT, torch.tensor(index), self.tokens.tokens),
+        }
+
+    def call(self, module: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {"embeds": self.through_layers(module, arguments, arguments["embeds_BTE"], 0)}
+
+    def through_layers(self, module: Any, arguments: Mapping[str, Any], hidden_BTE: Tensor, first: int) -> Tensor:
+        """`hidden_BTE`, which begins at position `first` of its rows, after all layers of the injector."""
+        state = module.prepare(arguments["tokens"], arguments["placement"])
+        for layer in module.layers:
+            hidden_BTE = module(hidden_BTE, state, layer, first)
+        return hidden_BTE
+
+    def image_mask(self, arguments: Mapping[str, Any]) -> Tensor:
+        mask_BT: Tensor = arguments["placement"].image_BT
+        return mask_BT
+
+    def places(self, arguments: Mapping[str, Any]) -> dict[int, list[list[int]]]:
+        found: dict[int, list[list[int]]] = {}
+        indices = arguments["placement"].index_V.tolist()
+        for index, place in zip(indices, self.image_mask(arguments).nonzero().tolist(), strict=True):
+            found.setdefault(index, []).append(place)
+        return found
+
+    def with_vectors(self, arguments: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        tokens: Tokens = arguments["tokens"]
+        x_VE = change(tokens.x_BND.flatten(0, 1))
+        return {**arguments, "tokens": tokens._replace(x_BND=x_VE.unflatten(0, tokens.x_BND.shape[:2]))}
+
+    def without_pictures(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        tokens: Tokens = arguments["tokens"]
+        none = torch.zeros_like(self.image_mask(arguments))
+        placement = Placement.of(none, torch.zeros(0, dtype=torch.long), self.tokens.tokens)
+        return {**arguments, "tokens": tokens._replace(x_BND=tokens.x_BND[:0]), "placement": placement}
 
 
 def tensors_of(arguments: Any) -> list[Tensor]:

@@ -219,8 +219,9 @@ def test_every_family_has_checks():
     assert set(_MODULES) == set(FAMILIES)
     from fusionkit.testing.checks.box_tokenizers import BOX_TOKENIZER_GUARANTEES
     from fusionkit.testing.checks.guarantees import STEP_GUARANTEES
+    from fusionkit.testing.checks.injectors import INJECTOR_GUARANTEES
 
-    assert set(GUARANTEES) == set(STEP_GUARANTEES) | set(BOX_TOKENIZER_GUARANTEES)
+    assert set(GUARANTEES) == set(STEP_GUARANTEES) | set(BOX_TOKENIZER_GUARANTEES) | set(INJECTOR_GUARANTEES)
 
 
 def test_the_kit_is_documented_in_the_package():
