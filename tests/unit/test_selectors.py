@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from fusionkit import registry
+from fusionkit.errors import RecipeValidationError
 from fusionkit.plugin import BlockSite, EncoderInfo, ShapeError
 
 
@@ -112,3 +113,95 @@ def test_selectors_need_no_torch() -> None:
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# ------------------------------------------------------------------------------------------------- entropy
+CURVE = [5.0, 4.9, 4.8, 4.7, 3.0, 2.9, 2.9, 2.8]
+
+
+def entropy(info=None, values=CURVE, depth=None, first=1, **options) -> tuple[int, ...]:
+    """The layers chosen for a report of `values`, given inline."""
+    import json
+
+    spec = registry.spec("selectors", "entropy")
+    layers = [{"layer": layer, "entropy": value} for layer, value in enumerate(values, first)]
+    report = {"kind": "layer_entropy", "version": 1, "depth": depth or len(values), "layers": layers}
+    config = spec.config.model_validate_json(json.dumps({"report": report, **options}))
+    return registry.factory(spec)(config, BlockSite()).layers(info or encoder(len(values)))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"threshold": 2.9}, (6, 7, 8)),
+        ({"threshold": 4.8, "direction": "high"}, (1, 2, 3)),
+        ({"top_k": 2}, (7, 8)),  # 6 and 7 are equally low: the deeper one
+        ({"top_k": 3, "direction": "high"}, (1, 2, 3)),
+        ({"knee": True}, (5, 6, 7, 8)),
+        ({"knee": True, "direction": "high"}, (1, 2, 3, 4, 5)),
+    ],
+)
+def test_entropy_rules(options, expected):
+    assert entropy(**options) == expected
+
+
+def test_entropy_never_chooses_what_was_not_measured():
+    assert entropy(info=encoder(12), values=[3.0, 2.0, 1.0], first=4, depth=12, threshold=2.5) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.0}, r"no layer passes: entropies are 2\.8 to 5, low than 1 is wanted"),
+        ({"top_k": 9}, "cannot select 9 layers of the 8 in the report"),
+        ({"knee": True, "values": [3.0, 2.0, 1.0]}, "the entropies of 3 layers have no knee"),
+        ({"knee": True, "values": [2.0, 2.0, 2.0]}, "no knee"),
+        ({"top_k": 1, "depth": 24}, r"encoder with 24 blocks \(not named\), this one has 8"),
+    ],
+)
+def test_entropy_refuses(options, message):
+    with pytest.raises(ShapeError, match=message):
+        entropy(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of threshold, top_k and knee"),
+        ({"knee": True, "top_k": 2}, "exactly one of threshold, top_k and knee"),
+        ({"top_k": 1, "values": [float("1e400")]}, "finite"),
+        ({"top_k": 1, "depth": 2}, "must rise, each once, and end at 2 at most"),
+    ],
+)
+def test_entropy_config_refuses(options, message):
+    with pytest.raises(ValidationError, match=message):
+        entropy(**options)
+
+
+def test_an_entropy_report_is_read_with_the_recipe_and_stays_in_it(tmp_path):
+    """The file may go: the recipe, its lock and its checkpoint hold the numbers."""
+    import json
+
+    import fusionkit
+
+    path = tmp_path / "entropy.json"
+    layers = [{"layer": 1, "entropy": 2.0, "samples": 64}, {"layer": 2, "entropy": 1.0}]
+    path.write_text(json.dumps({"kind": "layer_entropy", "version": 1, "depth": 2, "layers": layers, "made_by": "me"}))
+    small = {"type": "small_vit", "image_size": 24, "patch": 4, "width": 16, "depth": 2, "heads": 2}
+    source = {
+        "schema": 1,
+        "name": "one",
+        "summary": "One stream.",
+        "streams": {"only": {"encoder": small, "select": {"type": "entropy", "report": str(path), "top_k": 1}}},
+    }
+    recipe = fusionkit.load_recipe(source)
+    path.unlink()
+    assert fusionkit.plan(recipe).streams["only"].layers == (2,)
+    again = fusionkit.load_recipe(json.loads(json.dumps(recipe.canonical())))
+    assert again.canonical() == recipe.canonical()
+    assert fusionkit.plan(again).streams["only"].layers == (2,)
+    with pytest.raises(RecipeValidationError, match=r"streams\.only\.select\.report: .*cannot be read \(No such file"):
+        fusionkit.load_recipe(source)
+    path.write_text('{"kind": "layer_entropy", "version": 1, "depth": 2, "layers": [{"layer": 1}]}')
+    with pytest.raises(RecipeValidationError, match=r"entropy\.json': layers\.0\.entropy: Field required"):
+        fusionkit.load_recipe(source)

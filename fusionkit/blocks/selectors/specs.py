@@ -9,8 +9,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from fusionkit.blocks.selectors.entropy_report import Report
 from fusionkit.plugin import API_VERSION, BlockConfig, BlockSpec
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -96,6 +97,30 @@ class RandomConfig(BlockConfig):
     seed: NonNegativeInt = Field(0, description="Seed of the draw; the same on every platform and Python version.")
 
 
+class EntropyConfig(BlockConfig):
+    """Layers of high or low entropy, by a saved report: the choice is data."""
+
+    type: Literal["entropy"] = "entropy"
+    report: Report = Field(
+        description="Path of a layer-entropy report (JSON), or its content. A path is read together with the recipe, "
+        "which from then on holds the numbers: so does its lock."
+    )
+    direction: Literal["high", "low"] = Field(
+        "low", description="Which layers are wanted: low finds spatial ones in self-supervised encoders."
+    )
+    threshold: FiniteFloat | None = Field(
+        None, description="Layers at least this high, or at most this low, in the report's unit."
+    )
+    top_k: PositiveInt | None = Field(None, description="How many layers, the most extreme first.")
+    knee: bool = Field(False, description="Put the threshold where the curve over the layers bends most.")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> EntropyConfig:
+        if (self.threshold is not None) + (self.top_k is not None) + self.knee != 1:
+            raise ValueError("give exactly one of threshold, top_k and knee: true")
+        return self
+
+
 ALL = BlockSpec(
     api=API_VERSION,
     family="selectors",
@@ -154,4 +179,26 @@ RANDOM = BlockSpec(
     factory="fusionkit.blocks.selectors.chosen:RandomLayers",
     summary="A seeded random draw of layers: the control for any choice of layers.",
     examples=({"count": 2, "seed": 0},),
+)
+
+_REPORT = {
+    "kind": "layer_entropy",
+    "version": 1,
+    "encoder": "made up",
+    "depth": 12,
+    "layers": [{"layer": layer, "entropy": round(5.0 - 0.1 * layer - (layer > 6) * 0.4, 1)} for layer in range(1, 13)],
+}
+ENTROPY = BlockSpec(
+    api=API_VERSION,
+    family="selectors",
+    config=EntropyConfig,
+    factory="fusionkit.blocks.selectors.entropic:EntropyLayers",
+    summary="Layers of high or low entropy by a saved report: threshold, top_k or the knee of the curve.",
+    paper="arXiv 2604.03231, section 4.1 (entropy-guided selection; the paper gives no rule, so the rule is named here)",
+    equation="L = {l : H_l <= t}, {l : H_l >= t}, or the k lowest or highest",
+    examples=(
+        {"report": _REPORT, "top_k": 3},
+        {"report": _REPORT, "threshold": 4.5, "direction": "high"},
+        {"report": _REPORT, "knee": True},
+    ),
 )

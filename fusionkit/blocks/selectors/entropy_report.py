@@ -1,0 +1,79 @@
+"""The layer-entropy report: one number per layer of an encoder, measured once and kept as JSON.
+
+    {
+      "kind": "layer_entropy", "version": 1, "encoder": "timm/vit_large_patch16_dinov3.lvd1689m", "depth": 24,
+      "layers": [{"layer": 1, "entropy": 4.91}, {"layer": 2, "entropy": 4.87}, ...]
+    }
+
+`layers` rises; any of 0..depth may be missing and are then never chosen. All entropies of a report are of one kind and
+unit, whichever that is: selectors only compare them. Other keys may stand in a file and are not read. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+
+class LayerEntropy(BaseModel):
+    """The entropy of one layer's tokens."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    layer: NonNegativeInt
+    entropy: FiniteFloat
+
+
+class EntropyReport(BaseModel):
+    """Entropies of an encoder's layers, lowest layer first."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    kind: Literal["layer_entropy"] = "layer_entropy"
+    version: Literal[1] = 1
+    encoder: str = ""
+    depth: PositiveInt
+    layers: tuple[LayerEntropy, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _layers_rise(self) -> EntropyReport:
+        numbers = [entry.layer for entry in self.layers]
+        if any(low >= high for low, high in pairwise(numbers)) or numbers[-1] > self.depth:
+            raise ValueError(f"layers must rise, each once, and end at {self.depth} at most, got {numbers}")
+        return self
+
+
+def read_report(source: Any) -> Any:
+    """A report from the path of its file, or from its content; raises ValueError that names the file."""
+    if isinstance(source, EntropyReport):
+        return source
+    name = f"report '{source}'" if isinstance(source, str) else "report"
+    try:
+        text = Path(source).expanduser().read_text(encoding="utf-8") if isinstance(source, str) else json.dumps(source)
+        return EntropyReport.model_validate_json(text)
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{name}: {place + ': ' if place else ''}{first['msg']}") from error
+    except (TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+Report = Annotated[EntropyReport, BeforeValidator(read_report, json_schema_input_type=str | EntropyReport)]
+"""A config field: a path is read when the recipe is, so that the numbers are in the recipe and its lock."""
