@@ -6,7 +6,7 @@
 - The released code may list a layer twice; its two logits become one by logaddexp.
 - One LayerNorm serves all layers there. `orthogonal` has one per layer: same values, gradients summed.
 - Square maps are B expm(A) there and here. Other shapes are a Householder product there, which is another
-  parametrisation: the finished matrix is compared and stands in as `base`, and skew gradients are not.
+  parametrisation: the finished matrix becomes our `base` (`fusionkit.ops.released`), and skew gradients differ.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fusionkit import registry
+from fusionkit.errors import ShapeError
 from fusionkit.geometry import Grid, LayerStackSpec
+from fusionkit.ops.maps import OrthogonalMaps
 from fusionkit.ops.mixing import merge_repeated_logits
-from fusionkit.ops.orthogonal import orthogonal_matrices, skew_count, strict_lower
+from fusionkit.ops.orthogonal import orthogonal_matrices, strict_lower
+from fusionkit.ops.released import from_released, to_released
 from fusionkit.plugin import BlockSite
 
 FOLDER = Path(__file__).parent / "goldens"
@@ -57,18 +60,10 @@ class Golden:
     def width_out(self) -> int:
         return int(self.hparams["d_out"] or self.width_in)
 
-    def map_state(self, layer: str, effective: Tensor) -> dict[str, Tensor]:
+    def map_state(self, layer: str) -> dict[str, Tensor]:
         """`skew` and `base` of our map from `original` and `base` of the released one."""
-        original = self[f"param.{layer}.parametrizations.weight.original"]
-        if original.shape[0] == original.shape[1]:
-            return {
-                "skew": strict_lower(original.unsqueeze(0)),
-                "base": self[f"param.{layer}.parametrizations.weight.0.base"].unsqueeze(0),
-            }
-        return {
-            "skew": original.new_zeros(1, skew_count(max(original.shape))),
-            "base": effective.unsqueeze(0),
-        }
+        stem = f"param.{layer}.parametrizations.weight"
+        return from_released(self[f"{stem}.original"], self[f"{stem}.0.base"])
 
 
 def build(golden: Golden, name: str, layers: tuple[int, ...], **fields: Any) -> nn.Module:
@@ -122,8 +117,8 @@ def test_two_stage(name: str) -> None:
     layers, logits = merge_repeated_logits(golden.positions, golden["input.logits"])
     module: Any = build(golden, "orthogonal_two_stage", layers)
     state = {"logits": logits, "norm.weight": golden["param.ln.weight"], "norm.bias": golden["param.ln.bias"]}
-    for ours, theirs, effective in (("first", "fc1", "aux.W1"), ("second", "fc2", "aux.W2")):
-        state |= {f"{ours}.{key}": value for key, value in golden.map_state(theirs, golden[effective]).items()}
+    for ours, theirs in (("first", "fc1"), ("second", "fc2")):
+        state |= {f"{ours}.{key}": value for key, value in golden.map_state(theirs).items()}
     module.load_state_dict(state, strict=True)
     close(module.first.matrices()[0], golden["aux.W1"])
     close(module.second.matrices()[0], golden["aux.W2"])
@@ -143,7 +138,7 @@ def test_one_stage(name: str) -> None:
     golden = Golden.load(name)
     layers, logits = merge_repeated_logits(golden.positions, golden["input.logits"])
     module: Any = build(golden, "orthogonal", layers, share="encoder", map="exp", init="haar")
-    maps = {f"maps.{key}": value for key, value in golden.map_state("fc", golden["aux.W"]).items()}
+    maps = {f"maps.{key}": value for key, value in golden.map_state("fc").items()}
     norm = {f"norm.{key}": golden[f"param.ln.{key}"].expand(len(layers), -1) for key in ("weight", "bias")}
     module.load_state_dict({"logits": logits, **norm, **maps}, strict=True)
     close(module.weights(), golden["aux.weights"])
@@ -180,16 +175,46 @@ def test_one_stage_with_free_weights() -> None:
     close(module.norm.bias.grad.sum(0), golden["grad.ln.bias"])
 
 
-@pytest.mark.parametrize(("name", "layer"), [("mixer_two_stage_dev0", "fc1"), ("mixer_one_stage_dev4", "fc")])
-def test_released_maps_convert_both_ways(name: str, layer: str) -> None:
+LAYERS = [
+    *((f"mixer_two_stage_dev{index}", layer, f"aux.W{layer[-1]}") for index in range(4) for layer in ("fc1", "fc2")),
+    *((f"mixer_one_stage_dev{index}", "fc", "aux.W") for index in (4, 5, 6)),
+]
+
+
+@pytest.mark.parametrize(("name", "layer", "effective"), LAYERS)
+def test_released_maps_convert_both_ways(name: str, layer: str, effective: str) -> None:
+    """Theirs to ours is the recorded W; back in torch's own layer, with its shapes and keys, it is that again."""
     golden = Golden.load(name)
-    state = golden.map_state(layer, torch.empty(0))
-    width = golden.width_in
-    theirs = nn.utils.parametrizations.orthogonal(nn.Linear(width, width, bias=False, dtype=torch.float64))
-    original = torch.zeros(width, width, dtype=torch.float64)
-    original[torch.tril_indices(width, width, -1).unbind()] = state["skew"][0]
-    with torch.no_grad():
-        theirs.parametrizations.weight.original.copy_(original)
-        theirs.parametrizations.weight[0].base.copy_(state["base"][0])
-    ours = orthogonal_matrices(state["skew"], width, width, "exp", state["base"])
-    close(ours[0], theirs.weight.detach())
+    state, expected = golden.map_state(layer), golden[effective]
+    m, d = expected.shape
+    close(orthogonal_matrices(state["skew"], d, m, "exp", state["base"])[0], expected)
+    back = to_released(state["skew"], state["base"], d, m)
+    theirs = nn.utils.parametrizations.orthogonal(nn.Linear(d, m, bias=False, dtype=torch.float64))
+    theirs.load_state_dict({f"parametrizations.weight.{key}": back[value] for key, value in THEIR_KEYS.items()})
+    close(theirs.weight.detach(), expected)
+    again = from_released(back["original"], back["base"])
+    close(orthogonal_matrices(again["skew"], d, m, "exp", again["base"])[0], expected)
+    if m == d:
+        assert torch.equal(again["skew"], state["skew"])
+        assert torch.equal(again["base"], state["base"])
+
+
+THEIR_KEYS = {"original": "original", "0.base": "base"}
+
+
+@pytest.mark.parametrize(("d", "m"), [(4, 4), (4, 6), (6, 4)])
+def test_trained_maps_of_ours_convert_too(d: int, m: int) -> None:
+    """Away from skew 0, with and without a base."""
+    torch.manual_seed(0)
+    for init in ("identity", "haar"):
+        maps = OrthogonalMaps(1, d, m, "exp", init).double()
+        nn.init.normal_(maps.skew, std=0.5)
+        weight = maps.matrices()[0].detach()
+        back = to_released(maps.skew.detach(), maps.base, d, m)
+        again = from_released(back["original"], back["base"])
+        close(orthogonal_matrices(again["skew"], d, m, "exp", again["base"])[0], weight)
+
+
+def test_a_base_of_another_shape_is_refused() -> None:
+    with pytest.raises(ShapeError, match="base of a 4x6 layer must be 6x6, got 4x6"):
+        from_released(torch.zeros(4, 6), torch.zeros(4, 6))
