@@ -99,7 +99,7 @@ def sample(
     if start + number > len(dataset):
         left = max(0, len(dataset) - start)
         raise UsageError(
-            f"the data has {len(dataset)} samples, 0 to {len(dataset) - 1}; asked for {start} to {start + number - 1} "
+            f"the data has {len(dataset)} samples; asked for {start} to {start + number - 1} "
             + (f"(use -n {left})" if left else "(use a smaller --start)")
         )
     path = write_samples((dataset[index] for index in range(start, start + number)), output)

@@ -73,7 +73,7 @@ def command(
     except (CheckpointError, DataError) as error:
         if not has_progress(output):
             raise
-        raise type(error)(f"{error} (what was saved before is kept; continue: {again})") from error
+        raise type(error)(f"{error}; what was saved before is kept, continue with: {again}") from error
     if json:
         emit_json({"checkpoint": finished.folder, "steps": finished.steps, "seconds": round(finished.seconds, 1)})
     else:

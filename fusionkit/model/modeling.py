@@ -286,7 +286,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         faults += [f"{name} is missing" for name in info["missing_keys"]]
         faults += [f"{name} is not in the recipe" for name in info["unexpected_keys"]]
         if faults:
-            rest = f" and {len(faults) - 1} more differences" if len(faults) > 1 else ""
+            rest = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
             raise CheckpointError(
                 f"{pretrained_model_name_or_path}: weights do not fit the recipe in its config.json: {min(faults)}{rest}"
                 " (keep the files of one checkpoint together)"
