@@ -1,0 +1,1 @@
+"""Real pretrained weights for fusionkit, from files that package registries ship."""
