@@ -45,6 +45,7 @@ VERBS = {
     "evaluate": Verb("fusionkit.cli.evaluate", "Score a checkpoint on held-out data."),
     "ask": Verb("fusionkit.cli.ask", "Ask a checkpoint about a picture; draws boxes."),
     "bench": Verb("fusionkit.cli.bench", "Time blocks beside their peers and the machine's limits."),
+    "boxes": Verb("fusionkit.cli.boxes", "Convert and draw boxes of any model family."),
     "data": Verb("fusionkit.cli.data", "Check your own training data, or write sample questions."),
     "plugin": Verb("fusionkit.cli.plugin", "Start a plugin of your own, or check one."),
     "demo": Verb("fusionkit.cli.demo", "Run the main job end to end: plan, train, evaluate, ask."),

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from fusionkit.blocks.box_tokenizers.frame import Malformed, Segment
 from fusionkit.blocks.box_tokenizers.specs import CoordinateBinsConfig
 from fusionkit.errors import BoxDecodeError, DataError
 from fusionkit.geometry import Box, Point, Size
@@ -87,32 +88,41 @@ class CoordinateBins:
         Lenient: spaces between tokens are allowed, swapped corners are put in order, and runs of these tokens that
         are no box or point are returned in `malformed`. Strict: the first of any of these raises BoxDecodeError.
         """
-        boxes: list[Box] = []
-        points: list[Point] = []
-        malformed: list[str] = []
+        pieces = self.segments(text, size, strict)
+        items = [item for piece in pieces if isinstance(piece, tuple) for item in piece]
+        return Parsed(
+            tuple(item for item in items if isinstance(item, Box)),
+            tuple(item for item in items if isinstance(item, Point)),
+            tuple(str(piece) for piece in pieces if isinstance(piece, Malformed)),
+        )
+
+    def segments(self, text: str, size: Size, strict: bool = False) -> list[Segment]:
+        """The text cut into words, malformed pieces, and boxes and points (one each); raises as `parse` does."""
+        found: list[Segment] = []
         end = 0
         for match in (_STRICT if strict else _LENIENT).finditer(text):
-            malformed += _strays(text[end : match.start()])
+            found += _words(text[end : match.start()])
             end = match.end()
             numbers = [int(group) for group in match.groups() if group is not None]
             if max(numbers) >= self.bins:
-                malformed.append(match.group())
+                found.append(Malformed(match.group()))
                 continue
             xs = [self._decode(number, size.width) for number in numbers[::2]]
             ys = [self._decode(number, size.height) for number in numbers[1::2]]
             if strict and (xs != sorted(xs) or ys != sorted(ys)):
                 raise BoxDecodeError(f"corners of {match.group()} are swapped; expected x0 <= x1 and y0 <= y1")
             if len(numbers) == 4:
-                boxes.append(Box(min(xs), min(ys), max(xs), max(ys)))
+                found.append((Box(min(xs), min(ys), max(xs), max(ys)),))
             else:
-                points.append(Point(xs[0], ys[0]))
-        malformed += _strays(text[end:])
-        if strict and malformed:
+                found.append((Point(xs[0], ys[0]),))
+        found += _words(text[end:])
+        bad = next((piece for piece in found if isinstance(piece, Malformed)), None)
+        if strict and bad is not None:
             raise BoxDecodeError(
-                f"{malformed[0]!r} is neither a box {BOX}<COORD_i>x4{END_BOX} nor a point {POINT}<COORD_i>x2{END_POINT} "
+                f"{str(bad)!r} is neither a box {BOX}<COORD_i>x4{END_BOX} nor a point {POINT}<COORD_i>x2{END_POINT} "
                 f"with i from 0 to {self.bins - 1}"
             )
-        return Parsed(tuple(boxes), tuple(points), tuple(malformed))
+        return found
 
     def _tokens(self, item: Box | Point, coordinates: Sequence[float], size: Size) -> str:
         if not all(map(math.isfinite, coordinates)):
@@ -130,7 +140,15 @@ class CoordinateBins:
         return number * side / (self.bins - 1)
 
 
-def _strays(text: str) -> list[str]:
-    """Runs of box and point tokens in text that holds no whole box or point, split where a new one begins."""
-    runs = (part.strip() for run in _STRAY.findall(text) for part in _OPENERS.split(run))
-    return [run for run in runs if run]
+def _words(text: str) -> list[Segment]:
+    """Text that holds no whole box or point: words, and runs of box and point tokens, split where a new one begins."""
+    found: list[Segment] = []
+    end = 0
+    for run in _STRAY.finditer(text):
+        found.append(text[end : run.start()])
+        for part in _OPENERS.split(run.group()):
+            if part:
+                trimmed = part.rstrip()
+                found += [Malformed(trimmed), part[len(trimmed) :]]
+        end = run.end()
+    return [piece for piece in [*found, text[end:]] if piece]
