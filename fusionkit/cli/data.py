@@ -25,6 +25,11 @@ LISTED = 20
 app = typer.Typer(
     name="data",
     help="Check your own training data, or write sample questions.",
+    epilog="""Examples:
+
+\b
+  fusionkit data check mine.jsonl -o sheet.png
+  fusionkit data sample tiny -n 6 -o questions""",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

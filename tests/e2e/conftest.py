@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,13 @@ def fusionkit(capfd: pytest.CaptureFixture[str]) -> Fusionkit:
     """Runs a command line in this process: `fusionkit("plan", "tiny")`."""
 
     def call(*words: object) -> Outcome:
+        from fusionkit import registry
         from fusionkit.cli.main import run
 
+        # Blocks of local files are known for a process; every command is a process of its own to a person.
+        for local in registry._files.values():
+            sys.modules.pop(local.spec.factory.partition(":")[0], None)
+        registry._files.clear()
         capfd.readouterr()
         code = 0
         try:
