@@ -28,11 +28,18 @@ def check_train(planning: Planning) -> None:
         _check_addresses(planning, f"{address}.learning_rates", rates, [*parts, *heads], keyed=True)
         for objective, config in stage.objectives.items():
             for argument, source in input_names(config).items():
-                if source not in planning.recipe.streams:
-                    place = f"{address}.objectives.{objective}.{argument}"
-                    planning.fault(
-                        place, f"no stream is called `{source}`", suggestion(source, list(planning.recipe.streams))
-                    )
+                place = f"{address}.objectives.{objective}.{argument}"
+                _check_source(planning, place, source)
+
+
+def _check_source(planning: Planning, place: str, source: str) -> None:
+    """An objective reads a stream, `semantic`, or a step of one, `semantic.mix`."""
+    streams = planning.recipe.streams
+    stream, dot, step = source.partition(".")
+    if stream not in streams:
+        planning.fault(place, f"no stream is called `{stream}`", suggestion(stream, list(streams)))
+    elif dot and step not in streams[stream].steps:
+        planning.fault(place, f"stream `{stream}` has no step `{step}`", suggestion(step, list(streams[stream].steps)))
 
 
 def module_addresses(recipe: Recipe) -> Iterator[str]:

@@ -187,3 +187,95 @@ def test_patch_boxes_measure_edges_in_cells_from_the_centre_of_the_cell() -> Non
     x_BND[0, 5, 1] += 1.0
     # Smooth L1 that is quadratic below a quarter: 1 - 0.25 / 2 for one edge of four.
     assert patch_loss(objective, Tokens(x_BND, Grid(4, 4)), batch)["edges"] == pytest.approx(0.875 / 4)
+
+
+# ------------------------------------------------------------------------------------- orthogonality_penalty
+def linear_sum_recipe(**stage: Any) -> dict[str, Any]:
+    encoder = {"type": "small_vit", "image_size": 24, "patch": 4, "width": 8, "depth": 2, "heads": 2}
+    stream = {"encoder": encoder, "select": {"type": "all"}, "steps": {"mix": {"type": "linear_sum", "init": "haar"}}}
+    return {
+        "schema": 1,
+        "name": "free",
+        "summary": "One stream with free matrices.",
+        "streams": {"only": stream},
+        "train": {
+            "global_batch_size": 1,
+            "stages": {
+                "one": {
+                    "trainable": ["streams.only.steps"],
+                    "steps": 1,
+                    "objectives": {"soft": {"type": "orthogonality_penalty", "mixer": "only.mix", **stage}},
+                }
+            },
+            "data": [{"type": "synthetic_scenes"}],
+        },
+    }
+
+
+def test_the_penalty_is_zero_for_orthogonal_matrices_and_counts_every_entry() -> None:
+    from fusionkit.blocks.objectives.orthogonality_penalty import OrthogonalityPenalty
+    from fusionkit.blocks.objectives.specs import OrthogonalityPenaltyConfig
+
+    penalty = OrthogonalityPenalty(OrthogonalityPenaltyConfig(mixer="only.mix", weight=3.0), BlockSite(address="x"))
+    (address,) = penalty.reads
+    assert address == "streams.only.steps.mix"
+
+    def of(*matrices: torch.Tensor) -> float:
+        return float(penalty(None, {}, {address: SimpleNamespace(matrices=lambda: matrices)})["orthogonality"])
+
+    assert of(torch.eye(4)[:, :2], torch.eye(4)[[1, 0]]) == 0
+    w = torch.tensor([[1.0, 1.0], [0.0, 2.0]])  # WᵀW - I = [[0, 1], [1, 4]]
+    assert of(w, torch.eye(2)) == pytest.approx(3 * (18 / 2 + 0) / 2)
+    with pytest.raises(UsageError, match=r"streams\.only\.steps\.mix is a Linear without matrices; name a linear_sum"):
+        penalty(None, {}, {address: torch.nn.Linear(2, 2)})
+
+
+def test_the_penalty_pulls_free_matrices_back_to_orthogonal_ones() -> None:
+    import fusionkit
+    from fusionkit.ops.diagnostics import orthogonality
+    from fusionkit.train.stage_model import StageModel
+
+    torch.manual_seed(0)
+    recipe = fusionkit.load_recipe(linear_sum_recipe())
+    model = fusionkit.build(recipe)
+    spec_config = recipe.train.stages["one"].objectives["soft"]
+    from fusionkit.blocks.objectives.orthogonality_penalty import OrthogonalityPenalty
+
+    wrapped = StageModel(model, {"soft": OrthogonalityPenalty(spec_config, BlockSite())})
+    mixer: Any = model.streams["only"].steps["mix"]
+    with torch.no_grad():
+        for matrix in mixer.matrices():
+            matrix += 0.2 * torch.randn_like(matrix)
+    before = orthogonality(mixer.matrices()).deviation
+    optimizer = torch.optim.SGD(mixer.parameters(), lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        losses = wrapped({"pixel_values_only": torch.zeros(1, 3, 24, 24)})
+        assert list(losses) == ["soft.orthogonality"]
+        losses["soft.orthogonality"].backward()
+        optimizer.step()
+    assert orthogonality(mixer.matrices()).deviation < 0.05 * before
+
+
+@pytest.mark.parametrize(
+    ("mixer", "message"),
+    [
+        ("only.mux", r"objectives\.soft\.mixer: stream `only` has no step `mux` \(did you mean `mix`\?"),
+        ("onyl.mix", r"objectives\.soft\.mixer: no stream is called `onyl` \(did you mean `only`\?"),
+    ],
+)
+def test_a_mixer_that_is_not_there_is_told_when_planning(mixer: str, message: str) -> None:
+    import fusionkit
+    from fusionkit.errors import PlanError
+
+    with pytest.raises(PlanError, match=message):
+        fusionkit.plan(fusionkit.load_recipe(linear_sum_recipe(mixer=mixer)))
+
+
+def test_the_penalty_names_a_stream_and_a_step() -> None:
+    from pydantic import ValidationError
+
+    from fusionkit.blocks.objectives.specs import OrthogonalityPenaltyConfig
+
+    with pytest.raises(ValidationError, match=r"name the stream and its step, for example only\.mix"):
+        OrthogonalityPenaltyConfig(mixer="only")

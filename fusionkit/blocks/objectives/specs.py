@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
 from fusionkit.plugin import API_VERSION, BlockConfig, BlockSpec, InputName
 
@@ -49,6 +49,20 @@ class PatchBoxesConfig(_PatchConfig):
     type: Literal["patch_boxes"] = "patch_boxes"
 
 
+class OrthogonalityPenaltyConfig(ObjectiveConfig):
+    """Draws the free matrices of a mixer towards orthogonal ones."""
+
+    type: Literal["orthogonality_penalty"] = "orthogonality_penalty"
+    mixer: InputName = Field(description="Stream and step of the mixer, for example `semantic.mix`.")
+
+    @field_validator("mixer")
+    @classmethod
+    def _names_a_step(cls, mixer: str) -> str:
+        if "." not in mixer:
+            raise ValueError(f"name the stream and its step, for example {mixer}.mix")
+        return mixer
+
+
 ANSWER_TOKENS = BlockSpec(
     api=API_VERSION,
     family="objectives",
@@ -74,4 +88,15 @@ PATCH_BOXES = BlockSpec(
     factory="fusionkit.blocks.objectives.patch_boxes:PatchBoxes",
     summary="Teaches a stream where edges are: objectness and box offsets per token.",
     examples=({"stream": "spatial"},),
+)
+
+ORTHOGONALITY_PENALTY = BlockSpec(
+    api=API_VERSION,
+    family="objectives",
+    config=OrthogonalityPenaltyConfig,
+    factory="fusionkit.blocks.objectives.orthogonality_penalty:OrthogonalityPenalty",
+    summary="Soft orthogonality for mixers with free matrices (linear_sum).",
+    paper="arXiv 2604.03231 speaks of regularisation; its equations constrain (`orthogonal`), this one regularises",
+    equation="R = mean_l |W_lᵀ W_l - I|²_F / d  (W_l W_lᵀ where W_l narrows)",
+    examples=({"mixer": "semantic.mix"}, {"mixer": "semantic.mix", "weight": 0.1}),
 )

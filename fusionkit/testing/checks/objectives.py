@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,7 @@ from fusionkit.plugin import BlockSite, input_names
 from fusionkit.testing import fakes
 from fusionkit.testing.subjects import Subject, require
 
-NEEDS = frozenset({"streams", "language_model"})
+NEEDS = frozenset({"streams", "language_model", "modules"})
 ROWS, POSITIONS, COORDINATES = 32, 7, tuple(range(20, 30))
 
 
@@ -27,6 +27,18 @@ class Outputs:
 
     streams: Mapping[str, Tokens]
     logits: Tensor | None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+
+
+class Mixer(nn.Module):
+    """Stands at every address that an objective reads: two free matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(fakes.random((2, fakes.WIDTH, fakes.WIDTH), 5) / 4)
+
+    def matrices(self) -> Tensor:
+        return self.weight
 
 
 class ObjectiveSubject(Subject):
@@ -57,7 +69,7 @@ class ObjectiveSubject(Subject):
         streams = {name: fakes.tokens(TokenSpec(fakes.GRID, fakes.WIDTH), 2, n) for n, name in enumerate(self.streams)}
         streams = {name: t._replace(x_BND=t.x_BND.requires_grad_()) for name, t in streams.items()}
         logits = fakes.random((2, POSITIONS, ROWS), 9).requires_grad_() if "language_model" in self.needs else None
-        return Outputs(streams, logits)
+        return Outputs(streams, logits, {address: Mixer() for address in getattr(self.module, "reads", ())})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -65,6 +77,8 @@ class ObjectiveSubject(Subject):
 
     def read(self, outputs: Outputs) -> list[Tensor]:
         """The tensors the objective says it looks at."""
+        if outputs.modules:
+            return [parameter for module in outputs.modules.values() for parameter in module.parameters()]
         if outputs.logits is not None:
             return [outputs.logits]
         return [outputs.streams[name].x_BND for name in getattr(self.module, "streams", self.streams)]
@@ -91,15 +105,18 @@ class ObjectiveSubject(Subject):
         }
 
     def losses(self, module: nn.Module, outputs: Outputs) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = module(outputs, self.batch)
+        modules = (outputs.modules,) if "modules" in self.needs else ()
+        found: dict[str, Tensor] = module(outputs, self.batch, *modules)
         return found
 
 
 def check_needs_are_known(subject: ObjectiveSubject) -> None:
-    """`needs` says what has to be run: streams, language_model, or both; `streams` names streams it is configured for."""
+    """`needs` says what has to be run or handed over: streams (named in `streams`), language_model, modules (in `reads`)."""
     require(subject.needs <= NEEDS, f"needs {sorted(subject.needs)}, expected some of {sorted(NEEDS)}")
     require(bool(subject.needs), "needs nothing, so nothing would be run")
-    if "language_model" not in subject.needs:
+    if "modules" in subject.needs:
+        require(bool(getattr(subject.module, "reads", ())), "needs modules but does not say which in `reads`")
+    elif "language_model" not in subject.needs:
         named = tuple(getattr(subject.module, "streams", ()))
         require(bool(named), "needs only streams but does not say which in `streams`")
         require(set(named) <= set(subject.streams), f"reads streams {named}, configured for {subject.streams}")
