@@ -60,6 +60,11 @@ class FusionProcessor(ProcessorMixin):
         return self._plan
 
     @property
+    def box_tokenizer(self) -> Any:
+        """The recipe's box tokenizer; None without one."""
+        return self._boxes
+
+    @property
     def coordinate_ids(self) -> tuple[int, ...]:
         """Token ids of the coordinate tokens, in rising order."""
         return tuple(token_ids(self.tokenizer, coordinate_tokens(self._plan)))

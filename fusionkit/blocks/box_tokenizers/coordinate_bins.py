@@ -63,6 +63,10 @@ class CoordinateBins:
         """The coordinate tokens in rising order."""
         return tuple(f"<COORD_{number}>" for number in range(self.bins))
 
+    def forms(self) -> tuple[tuple[str, int, str], ...]:
+        """What a well-formed piece is, for constrained decoding: opening token, number of coordinates, closing token."""
+        return (BOX, 4, END_BOX), (POINT, 2, END_POINT)
+
     def tolerance(self, size: Size) -> tuple[float, float]:
         """Largest distance in x and in y between a coordinate inside the picture and what it comes back as, pixels."""
         return size.width / (2 * (self.bins - 1)), size.height / (2 * (self.bins - 1))
