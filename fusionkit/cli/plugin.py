@@ -87,7 +87,8 @@ def check(
         str, typer.Argument(metavar="DISTRIBUTION", help="An installed distribution.", show_default=False)
     ],
     limit: Annotated[
-        float, typer.Option("--limit", min=1, metavar="SECONDS", help="Longest time for one block.")
+        float,
+        typer.Option("--limit", min=1, metavar="SECONDS", help="Longest time for one block, torch's import aside."),
     ] = 300,
     json: JsonOption = False,
 ) -> None:
@@ -120,7 +121,7 @@ def _print(report: Report) -> None:
         verdict = "ok" if block.state == "ok" else f"FAILED ({block.state})"
         emit(f"  {block.address}: {verdict}, {passed} of {len(block.checks)} checks hold, {block.seconds:.1f} s")
         if block.error:
-            emit(f"      {block.error}")
+            emit("      " + block.error.replace("\n", "\n      "))
         for finding in block.failures:
             emit(f"      {finding.check}: {finding.error}")
         for remark in block.remarks:

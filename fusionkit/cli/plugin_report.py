@@ -16,6 +16,10 @@ from typing import Any
 from fusionkit import discovery
 from fusionkit.errors import UsageError
 
+START_SECONDS = 120
+"""Time for a process to start and import torch, before a block's own time begins."""
+LATE = "not done within"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -77,7 +81,7 @@ def _check(entry: discovery.Entry, limit: float) -> Block:
     remarks = tuple(line["remark"] for line in lines if "remark" in line)
     broken = next((line["broken"] for line in lines if "broken" in line), "")
     if error:
-        state = "timeout" if error.startswith("not done") else "crashed"
+        state = "timeout" if error.startswith(LATE) else "crashed"
     elif broken:
         state = "broken"
     else:
@@ -89,7 +93,7 @@ def _ask_worker(entry: discovery.Entry, limit: float) -> tuple[list[dict[str, An
     """What the worker wrote, and why it did not finish (empty if it did)."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fusionkit.cli.plugin_worker", entry.family, entry.name],
+        [sys.executable, "-P", "-m", "fusionkit.cli.plugin_worker", entry.family, entry.name, str(limit)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -97,21 +101,24 @@ def _ask_worker(entry: discovery.Entry, limit: float) -> tuple[list[dict[str, An
         start_new_session=True,
     )
     try:
-        output, said = process.communicate(timeout=limit)
+        output, said = process.communicate(timeout=limit + START_SECONDS)
     except subprocess.TimeoutExpired:
-        # The whole session: a process that the plugin started would keep the pipes open.
+        # The worker ends itself in time, unless a plugin keeps it from that. The whole session: a process that the
+        # plugin started would keep the pipes open.
         os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        lines = list(_lines(output))
-        begun = [line["begin"] for line in lines if "begin" in line]
-        return lines, f"not done within {limit:g} s; it was at: {begun[-1] if begun else 'starting Python'}"
+        output, said = process.communicate()
     lines = list(_lines(output))
     if any("end" in line for line in lines):
         return lines, ""
-    last = said.decode(errors="replace").strip().splitlines()[-1:]
+    begun = ([line["begin"] for line in lines if "begin" in line] or ["starting Python"])[-1]
+    words = said.decode(errors="replace").strip().splitlines()
+    if process.returncode == -signal.SIGKILL or any(word.startswith("Timeout (") for word in words):
+        # Of the watchdog's traceback the innermost frame comes first.
+        frame = next((word.strip() for word in words if word.strip().startswith("File ")), "")
+        return lines, f"{LATE} {limit:g} s, it was {begun}" + (f" ({frame})" if frame else "")
     code = process.returncode
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return lines, f"the process ended ({how})" + (f"; it said: {last[0]}" if last else "")
+    return lines, f"{begun} ended the process ({how})" + (f"; it said: {words[-1]}" if words else "")
 
 
 def _lines(output: bytes) -> Iterator[dict[str, Any]]:

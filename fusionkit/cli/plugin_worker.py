@@ -1,11 +1,12 @@
 """The process in which `fusionkit plugin check` loads and checks one block.
 
-Called with family and name. Writes JSON lines: {"begin": what} before each thing, {"check", "error"} after each check,
+Called with family, name and a limit in seconds. Writes JSON lines: {"begin": what} before each thing, {"check", "error"} after each check,
 {"broken": why} if the block does not load, {"remark": what} if importing it had side effects, {"end": true} at last.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -14,8 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def main(family: str, name: str) -> None:
-    """Check one block."""
+def main(family: str, name: str, limit: str) -> None:
+    """Check one block; if that takes longer than the limit, say where it stands and end the process."""
     out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
 
     def answer(**data: Any) -> None:
@@ -30,6 +31,8 @@ def main(family: str, name: str) -> None:
         from fusionkit.testing import checks_for
 
         before = _globals()
+        # A watchdog that needs no lock of Python's, so it barks whatever the plugin is doing.
+        faulthandler.dump_traceback_later(float(limit), exit=True)
         answer(begin="loading the block")
         try:
             spec = registry.spec(family, name)
@@ -43,6 +46,7 @@ def main(family: str, name: str) -> None:
             _run(checks_for(spec), spec.address, answer)
         # A plugin may have replaced or closed stdout; flushing at exit must not end in the pipe.
         os.dup2(2, 1)
+    faulthandler.cancel_dump_traceback_later()
     answer(end=True)
     out.flush()
     # Threads that a plugin left running must not keep the process alive.
@@ -52,7 +56,7 @@ def main(family: str, name: str) -> None:
 def _run(checks: list[Any], address: str, answer: Any) -> None:
     for check in checks:
         short = check.id.removeprefix(address)
-        answer(begin=short)
+        answer(begin=f"checking {short}")
         try:
             check()
         # A block under test may raise anything, SystemExit included: that is what is being found out.

@@ -50,7 +50,9 @@ def _find(name: str) -> tuple[str, str] | RecipeEntry:
     if slash:
         return discovery.family_name(family), block
     scanned = registry.scan()
-    recipes = [each for each in discovery.recipes(scanned) if name in (each.name, each.address)]
+    named = [each for each in discovery.recipes(scanned) if name in (each.name, each.address)]
+    # One that cannot be used (a folder that claims to be ours) is shown only when there is no other.
+    recipes = [each for each in named if each.state == "ok"] or named
     claimed = {entry.family for entry in scanned.blocks if entry.name == name}
     blocks = [each for each in FAMILIES if each in claimed or name in registry.names(each)]
     if len(recipes) + len(blocks) > 1:

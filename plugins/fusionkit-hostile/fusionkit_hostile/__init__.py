@@ -1,0 +1,1 @@
+"""Blocks that misbehave, one module each, so that asking for one meets its fault alone."""

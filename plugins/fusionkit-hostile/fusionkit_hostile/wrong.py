@@ -1,0 +1,3 @@
+"""Names that are no specs."""
+
+NUMBER = 42
