@@ -1,13 +1,14 @@
 """Scores of points. Torch-free.
 
-An answer's points are matched one to one with the true ones, nearest first; points too many cost as much as points
-missing, and an answer without a point scores 0.
+An answer's points are matched one to one with the true ones: nearest first, or by the least total distance. By default
+points too many cost as much as points missing; an answer without a point scores 0.
 """
 
 from __future__ import annotations
 
 import math
 
+from fusionkit.blocks.metrics.assignment import cheapest
 from fusionkit.blocks.metrics.specs import PointAccuracyConfig
 from fusionkit.blocks.metrics.tally import Tally, matched
 from fusionkit.errors import DataError
@@ -28,8 +29,15 @@ class PointAccuracy(Tally):
 
     def score(self, prediction: Prediction, turn: Turn, sample: Sample) -> float:
         found, wanted = prediction.points, turn.points
-        pairs = matched(found, wanted, lambda a, b: -_distance(a, b))
-        return sum(self._hit(f, w, sample) for f, w in pairs) / max(len(found), len(wanted))
+        if not found:
+            return 0.0
+        if self.config.matching == "optimal":
+            distances = [[_distance(f, w) for w in wanted] for f in found]
+            pairs = [(found[i], wanted[j]) for i, j in cheapest(distances)]
+        else:
+            pairs = matched(found, wanted, lambda a, b: -_distance(a, b))
+        parts = {"larger": max(len(found), len(wanted)), "truth": len(wanted), "answer": len(found)}
+        return sum(self._hit(f, w, sample) for f, w in pairs) / parts[self.config.denominator]
 
     def _hit(self, found: Point, wanted: Point, sample: Sample) -> bool:
         if self.config.within == "box":
@@ -41,10 +49,14 @@ class PointAccuracy(Tally):
                 )
             return min(around, key=lambda box: box.area).contains(found)
         reach = self.config.tolerance
-        if self.config.within == "fraction":
+        if self.config.within == "fraction" or self.config.frame is not None:
             if sample.size is None:
-                raise DataError(f"{sample.provenance}: no picture size to take a fraction of; use within: pixels")
+                raise DataError(
+                    f"{sample.provenance}: no picture size to take a fraction of; use within: pixels without a frame"
+                )
             reach *= max(sample.size.width, sample.size.height)
+        if self.config.frame is not None:
+            reach /= self.config.frame
         return _distance(found, wanted) <= reach
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fusionkit.plugin import API_VERSION, BlockConfig, BlockSpec
 
@@ -34,18 +34,90 @@ class PointAccuracyConfig(BlockConfig):
     tolerance: float = Field(
         0.05, gt=0, description="Largest distance that counts as a hit; not used with `within: box`."
     )
+    matching: Literal["nearest", "optimal"] = Field(
+        "nearest", description="nearest: closest pairs first; optimal: the least total distance."
+    )
+    denominator: Literal["larger", "truth", "answer"] = Field(
+        "larger", description="Hits are divided by the larger number of points, by the true ones, or by the answer's."
+    )
+    frame: int | None = Field(
+        None,
+        ge=1,
+        description="With `within: pixels`: count pixels as if the picture's larger side had this many; "
+        "pixels of the original picture if not given.",
+    )
+
+    @model_validator(mode="after")
+    def _frame_needs_pixels(self) -> Self:
+        if self.frame is not None and self.within != "pixels":
+            raise ValueError("frame: only `within: pixels` counts pixels")
+        return self
 
 
 class CountAccuracyConfig(BlockConfig):
-    """Share of counts that are exactly right."""
+    """Share of counts that are right, or nearly."""
 
     type: Literal["count_accuracy"] = "count_accuracy"
+    within: int = Field(0, ge=0, description="Largest difference that still counts; 0 is exact, 1 is `close`.")
 
 
 class ExactMatchConfig(BlockConfig):
     """Share of text answers that are word for word right."""
 
     type: Literal["exact_match"] = "exact_match"
+
+
+class PointingConfig(BlockConfig):
+    """Precision, recall and F1 of points after optimal matching."""
+
+    type: Literal["pointing"] = "pointing"
+    within: Literal["pixels", "box"] = Field(
+        "pixels",
+        description="pixels: at most `tolerance` pixels of the original picture from the true point; box: inside the "
+        "smallest annotated object around it.",
+    )
+    tolerance: float = Field(5.0, gt=0, description="Largest distance that counts as a hit, pixels.")
+
+
+_SEPARATOR = Field("", description="What stands between several true answers in a turn's text; none: there is one.")
+
+
+class AnswerMatchConfig(BlockConfig):
+    """Share of answers equal to one of several true ones."""
+
+    type: Literal["answer_match"] = "answer_match"
+    separator: str = _SEPARATOR
+    ignore: Literal["exact", "case", "punctuation"] = Field(
+        "case", description="Differences that do not count: none but spaces, letter case, or case and punctuation."
+    )
+
+
+class RelaxedCorrectnessConfig(BlockConfig):
+    """Share of answers that are nearly the true number, or the true text (charts)."""
+
+    type: Literal["relaxed_correctness"] = "relaxed_correctness"
+    separator: str = _SEPARATOR
+    tolerance: float = Field(0.05, ge=0, le=1, description="Largest difference, as a share of the true number.")
+    numbers: Literal["read", "released"] = Field(
+        "read",
+        description="read: `1,000`, `$5` and `0.0` are numbers; released: as the released code, where the first two "
+        "are text and a true 0 is compared as text.",
+    )
+
+
+class AnlsConfig(BlockConfig):
+    """Average normalised Levenshtein similarity (documents)."""
+
+    type: Literal["anls"] = "anls"
+    separator: str = _SEPARATOR
+    threshold: float = Field(0.5, ge=0, lt=1, description="A similarity up to this counts as 0.")
+
+
+class VqaScoreConfig(BlockConfig):
+    """Agreement with several people's answers, as in the VQA challenge."""
+
+    type: Literal["vqa_score"] = "vqa_score"
+    separator: str = Field("|", description="What stands between the true answers in a turn's text.")
 
 
 BOX_ACCURACY = BlockSpec(
@@ -71,7 +143,12 @@ POINT_ACCURACY = BlockSpec(
     config=PointAccuracyConfig,
     factory="fusionkit.blocks.metrics.points:PointAccuracy",
     summary="Share of points close to the truth, or inside the object's box.",
-    examples=({}, {"within": "pixels", "tolerance": 5.0}, {"within": "box"}),
+    examples=(
+        {},
+        {"within": "pixels", "tolerance": 3.0},
+        {"within": "pixels", "tolerance": 5.0, "matching": "optimal", "denominator": "truth", "frame": 336},
+        {"within": "box"},
+    ),
 )
 
 COUNT_ACCURACY = BlockSpec(
@@ -79,7 +156,8 @@ COUNT_ACCURACY = BlockSpec(
     family="metrics",
     config=CountAccuracyConfig,
     factory="fusionkit.blocks.metrics.text:CountAccuracy",
-    summary="Share of counts exactly right; `none` is 0, an answer without a number is wrong.",
+    summary="Share of counts exactly right, or within 1; `none` is 0, an answer without a number is wrong.",
+    examples=({}, {"within": 1}),
 )
 
 EXACT_MATCH = BlockSpec(
@@ -88,4 +166,49 @@ EXACT_MATCH = BlockSpec(
     config=ExactMatchConfig,
     factory="fusionkit.blocks.metrics.text:ExactMatch",
     summary="Share of text answers equal to the truth, letter case and spaces aside.",
+)
+
+POINTING = BlockSpec(
+    api=API_VERSION,
+    family="metrics",
+    config=PointingConfig,
+    factory="fusionkit.blocks.metrics.pointing:Pointing",
+    summary="Precision, recall and F1 of points by optimal matching, within pixels or inside objects.",
+    examples=({}, {"tolerance": 3.0}, {"within": "box"}),
+)
+
+ANSWER_MATCH = BlockSpec(
+    api=API_VERSION,
+    family="metrics",
+    config=AnswerMatchConfig,
+    factory="fusionkit.blocks.metrics.answers:AnswerMatch",
+    summary="Share of answers equal to one of the true ones; case and punctuation by choice.",
+    examples=({}, {"ignore": "punctuation"}, {"separator": "|"}),
+)
+
+RELAXED_CORRECTNESS = BlockSpec(
+    api=API_VERSION,
+    family="metrics",
+    config=RelaxedCorrectnessConfig,
+    factory="fusionkit.blocks.metrics.answers:RelaxedCorrectness",
+    summary="Share of answers within 5 % of the true number, or the same text.",
+    examples=({}, {"numbers": "released"}),
+)
+
+ANLS = BlockSpec(
+    api=API_VERSION,
+    family="metrics",
+    config=AnlsConfig,
+    factory="fusionkit.blocks.metrics.answers:Anls",
+    summary="1 - edit distance / longer length, 0 up to one half; the best over the true answers.",
+    examples=({},),
+)
+
+VQA_SCORE = BlockSpec(
+    api=API_VERSION,
+    family="metrics",
+    config=VqaScoreConfig,
+    factory="fusionkit.blocks.metrics.answers:VqaScore",
+    summary="min(equal true answers / 3, 1) after the VQA challenge's normalisation.",
+    examples=({"separator": ""}, {}),
 )

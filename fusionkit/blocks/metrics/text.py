@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from fusionkit.blocks.metrics.specs import CountAccuracyConfig
 from fusionkit.blocks.metrics.tally import Tally
 from fusionkit.errors import DataError
+from fusionkit.plugin import BlockSite
 from fusionkit.sample import Prediction, Sample, Turn
 
 _WORDS = [
@@ -47,7 +49,11 @@ def read_count(text: str) -> int | None:
 
 
 class CountAccuracy(Tally):
-    """Share of count questions answered with exactly the right number."""
+    """Share of count questions answered with the right number, or one at most `within` away."""
+
+    def __init__(self, config: CountAccuracyConfig, site: BlockSite | None = None) -> None:
+        super().__init__(config, site)
+        self.within = config.within
 
     def applies(self, turn: Turn) -> bool:
         return turn.kind == "count"
@@ -56,7 +62,8 @@ class CountAccuracy(Tally):
         wanted = read_count(turn.text)
         if wanted is None:
             raise DataError(f"{sample.provenance}: the answer to {turn.question!r} is {turn.text!r}, expected a number")
-        return float(read_count(prediction.text) == wanted)
+        found = read_count(prediction.text)
+        return float(found is not None and abs(found - wanted) <= self.within)
 
 
 class ExactMatch(Tally):
