@@ -6,12 +6,11 @@ import platform
 import re
 import shutil
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-import fusionkit
 
 
 def facts(device: str) -> dict[str, Any]:
@@ -19,13 +18,13 @@ def facts(device: str) -> dict[str, Any]:
     cuda = device == "cuda"
     return {
         "git": _commit(),
-        "fusionkit": fusionkit.__version__,
+        "fusionkit": _version("fusionkit"),
         "device": torch.cuda.get_device_name() if cuda else _processor(),
         "kind": device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _triton(),
+        "triton": _version("triton"),
         "cuda": torch.version.cuda if cuda else None,
     }
 
@@ -54,18 +53,16 @@ def _cpuinfo() -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _triton() -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
+def _version(distribution: str) -> str | None:
     try:
-        return version("triton")
+        return version(distribution)
     except PackageNotFoundError:
         return None
 
 
 def _commit() -> str | None:
     """The commit of the checkout this code is in, with `+` if the package differs from it; None outside a checkout."""
-    package = Path(fusionkit.__file__).parent
+    package = Path(__file__).parents[1]
     git = shutil.which("git")
     if git is None or not (package.parent / ".git").exists():
         return None

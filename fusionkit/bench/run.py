@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,7 +73,6 @@ def run(
             on_progress(name, before + done, rounds * len(cases))
 
         yield from _run_case(case, variants, setting, rounds, common, on_round)
-        gc.collect()
     yield from (_ceiling_row(common, setting, each, "after") for each in measure_ceilings(setting, ceiling_scale))
 
 

@@ -51,6 +51,12 @@ def explanation(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "peak: memory of one call above weights and inputs; maps: orthogonal maps evaluated in one call; "
         "error: norm-relative, against float64",
     ]
+    after = {row["variant"]: row for row in rows if row["block"] == "ceiling" and row["address"] == "after"}
+    if len(after) == 2:
+        lines.append(
+            f"limits after the run: {after['matmul']['tflops'] * 1e3:.1f} GFLOP/s, {after['copy']['gbps']:.1f} GB/s; "
+            "where they differ, the machine was busy and `of limit` is rough"
+        )
     if noise := [row["ratio"] for row in rows if row["variant"] == "fusionkit_again" and row["ratio"]]:
         spread = max(max(abs(ratio["p25"] - 1), abs(ratio["p75"] - 1), abs(ratio["p50"] - 1)) for ratio in noise)
         lines.append(f"noise: the same block run twice differs by up to {100 * spread:.0f} % (fusionkit_again)")
