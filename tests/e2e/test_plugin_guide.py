@@ -1,0 +1,62 @@
+"""The author's guide does what it says: its files are written out, installed and checked."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusionkit import plugin, registry
+from fusionkit.testing import checks_for, collect_checks
+
+
+@pytest.fixture(scope="module")
+def guide(repository: Path) -> str:
+    return (repository / "docs" / "plugins.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def snippets(guide: str) -> dict[str, str]:
+    """The files of the guide by name, which is their first line."""
+    return dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", guide, re.DOTALL))
+
+
+def test_the_encoder_passes_the_kit(snippets: dict[str, str], site: Any) -> None:
+    project = tomllib.loads(snippets["pyproject.toml"])["project"]
+    modules = {name: text for name, text in snippets.items() if name.startswith("acme_vision/")}
+    site.install(project["name"], project["version"], entry_points=project["entry-points"], modules=modules)
+    checks = list(collect_checks("acme-vision"))
+    assert len(checks) > 20
+    for check in checks:
+        check()
+    assert 'parametrize_with_checks("acme-vision")' in snippets["tests/test_conformance.py"]
+
+
+def test_the_one_file_block_works(snippets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_files", {})
+    file = tmp_path / "my_scale.py"
+    file.write_text(snippets[file.name])
+    (spec,) = registry.load_plugin_file(file)
+    # It imports torch, which a file may and a package's spec may not.
+    checks = [check for check in checks_for(spec) if not check.id.endswith("needs_no_heavy_library")]
+    for check in checks:
+        check()
+    del sys.modules["my_scale"]
+
+
+def test_the_override_prints_what_it_says(snippets: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", snippets["override.py"]], capture_output=True, text=True, check=True)
+    assert done.stdout == "My variant.\nTrue\n"
+
+
+def test_the_table_of_versions_is_complete(guide: str) -> None:
+    rows = dict(re.findall(r"^\| (\d+) \| (yes|no) \|", guide, re.MULTILINE))
+    assert set(rows) == {str(version) for version in range(1, plugin.API_VERSION + 1)}
+    assert {int(version) for version, accepted in rows.items() if accepted == "yes"} == set(
+        plugin.ACCEPTED_API_VERSIONS
+    )
