@@ -83,7 +83,7 @@ class StageTrainer(Trainer):
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             rows = ", ".join(str(sample.provenance) for sample in inputs["samples"][:4])
-            parts = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items())
+            parts = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
             raise DataError(
                 f"the loss is not finite at step {self.state.global_step + 1} ({parts}); the batch begins with {rows}"
             )
