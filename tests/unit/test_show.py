@@ -87,7 +87,7 @@ def test_a_plugin_file_can_be_shown(
         (
             "orthgonal",
             "no block or recipe called 'orthgonal' is installed; did you mean mixer/orthogonal or "
-            "mixer/orthogonal_two_stage? (`fusionkit list` shows all)",
+            "mixer/orthogonal_two_stage or objective/orthogonality_penalty? (`fusionkit list` shows all)",
         ),
         ("zzzzzz", "no block or recipe called 'zzzzzz' is installed (`fusionkit list` shows all)"),
         ("mixr/orthogonal", "unknown family 'mixr'; did you mean 'mixer'? expected one of encoders, "),
