@@ -20,7 +20,7 @@ from fusionkit.model.processing import IGNORED, FusionProcessor
 from fusionkit.sample import Turn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import picture, recipe, sample  # noqa: E402
+from model_recipe import picture, recipe, sample
 
 TENSORS = ("input_ids", "attention_mask", "labels", "visual_index", "pixel_values_")
 
