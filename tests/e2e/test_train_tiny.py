@@ -105,7 +105,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 def wait_for_step(folder: Path, stage: str, step: int, process: subprocess.Popen[str]) -> None:
     log = folder.with_name(f"{folder.name}.partial") / "log.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         if log.exists() and f'"stage": "{stage}", "step": {step},' in log.read_text(encoding="utf-8"):
             return
@@ -114,13 +114,14 @@ def wait_for_step(folder: Path, stage: str, step: int, process: subprocess.Popen
     raise AssertionError(f"no step {step} of {stage}: {process.communicate()}")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     process = start(folder)
     wait_for_step(folder, "answers", 2, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
     assert "stopped in stage 'answers' after step" in errors
     advice = next(line for line in errors.splitlines() if "fusionkit train" in line)
