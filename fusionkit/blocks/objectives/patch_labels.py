@@ -45,5 +45,7 @@ class PatchLabels(nn.Module):
     def _value(self, labels: Mapping[str, str], label: str, values: tuple[str, ...]) -> int:
         value = labels.get(label)
         if value not in values:
-            raise DataError(f"an object's {label} is {value!r}, expected one of {', '.join(values)} (objectives.*.labels)")
+            raise DataError(
+                f"an object's {label} is {value!r}, expected one of {', '.join(values)} (objectives.*.labels)"
+            )
         return values.index(value)

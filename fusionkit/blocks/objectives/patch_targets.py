@@ -35,7 +35,11 @@ def patch_targets(tokens: Tokens, batch: Mapping[str, Any], least_cover: float) 
     Raises DataError when the samples carry no objects.
     """
     grid = tokens.grid
-    crops = [(sample, region) for sample, regions in zip(batch["samples"], batch["regions"], strict=True) for region in regions]
+    crops = [
+        (sample, region)
+        for sample, regions in zip(batch["samples"], batch["regions"], strict=True)
+        for region in regions
+    ]
     if not any(sample.objects for sample, _ in crops):
         where = crops[0][0].provenance if crops else "batch"
         raise DataError(f"{where}: patch objectives need samples with annotated objects, and these have none")
