@@ -177,9 +177,7 @@ def test_check_without_a_drawable_row_says_so(tmp_path: Path, capsys: pytest.Cap
         ("missing/sheet.png", "sheet.png: cannot be written: No such file or directory"),
     ],
 )
-def test_sheets_that_cannot_be_written(
-    written: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sheets_that_cannot_be_written(written: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert fusionkit("data", "check", str(written), "-o", str(written.parent / name)) == 2
     assert text in capsys.readouterr().err
 

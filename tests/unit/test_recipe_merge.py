@@ -203,7 +203,9 @@ def test_a_distribution_brings_recipes_without_being_imported(site: Any) -> None
     assert load_recipe({"extends": "acme_kit:pair", "name": "mine"}).name == "mine"
     with pytest.raises(RecipeError, match=r"<dict>: extends: no recipe acme-kit:pare \(did you mean acme-kit:pair\?\)"):
         load_recipe({"extends": "acme-kit:pare"})
-    with pytest.raises(RecipeError, match=r"no installed distribution 'acme-kid' brings recipes \(there are .*acme-kit"):
+    with pytest.raises(
+        RecipeError, match=r"no installed distribution 'acme-kid' brings recipes \(there are .*acme-kit"
+    ):
         load_recipe("acme-kid:pair")
 
 

@@ -264,7 +264,14 @@ def test_grids_that_are_not_square_keep_their_shape() -> None:
 
 def test_padding_crops_do_not_exist() -> None:
     """Pictures of unequal crop counts in one batch: as many crops as the pictures have."""
-    tiles = {"type": "overlap_tiles", "size": 24, "patch": 4, "max_crops": 4, "margin_patches": [0, 0], "global_view": True}
+    tiles = {
+        "type": "overlap_tiles",
+        "size": 24,
+        "patch": 4,
+        "max_crops": 4,
+        "margin_patches": [0, 0],
+        "global_view": True,
+    }
     plan = fusionkit.plan(fusionkit.load_recipe(recipe(cropper=tiles, sequence_length=512)))
     sizes = [(20, 20), (96, 24)]
     batch = FusionProcessor.from_plan(plan).batch([sample(1, size=sizes[0]), sample(2, size=sizes[1])])
