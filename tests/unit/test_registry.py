@@ -95,7 +95,7 @@ def test_what_is_installed_while_we_run_is_found(site) -> None:
         (
             "injectors",
             "zzz",
-            "no injector called 'zzz' is installed; there are add, replace (`fusionkit list injectors` shows all)",
+            "no injector called 'zzz' is installed; there are add, deepstack, gated_cross_attention, replace (`fusionkit list injectors` shows all)",
         ),
     ],
 )
