@@ -34,7 +34,7 @@ def command(
         ("Training from scratch", ["train", recipe, "-o", str(run), "--overwrite"]),
         (
             "Scores on pictures, wordings and combinations it has never seen",
-            ["evaluate", str(run), "-o", str(output / "scores")],
+            ["evaluate", str(run), "-n", "128", "-o", str(output / "scores")],
         ),
         ("Unseen pictures", ["data", "sample", recipe, "-n", "6", "-o", str(questions)]),
         ("Asking the model you just trained", _ask(str(run), questions, output / "answers_yours")),
