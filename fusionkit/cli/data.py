@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +68,7 @@ def check(
         check_picture_name(output)
     report = examine(file, shown, _progress)
     if json:
-        emit_json(asdict(report))
+        emit_json(report)
     else:
         _print(report)
     if output is not None:

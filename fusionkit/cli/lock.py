@@ -73,7 +73,7 @@ def read_lock(path: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: no readable lock: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{file}: not JSON: {error} (make a lock with `fusionkit lock RECIPE -o FILE`)") from error
-    if not isinstance(read, dict):
+    if not isinstance(read, dict) or "lock" not in read:
         raise UsageError(f"{file}: not a lock (make one with `fusionkit lock RECIPE -o FILE`)")
     return read
 

@@ -161,7 +161,7 @@ def assert_understood(words: list[str]) -> None:
 
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if "://" not in target and not target.startswith("docs/"):  # pictures in docs/ are made by commands
+        if "://" not in target:
             assert (ROOT / target).exists(), target
 
 

@@ -177,7 +177,7 @@ def test_lock_check_takes_a_checkpoint_folder_and_reports_other_versions(
         (None, "no readable lock"),
         ("{", "not JSON"),
         ("[]", "not a lock"),
-        ("{}", "is not a lock of format 1"),
+        ("{}", "x.json: not a lock (make one"),
         ("\xff", "not JSON"),
     ],
 )

@@ -162,6 +162,8 @@ def test_check_as_json(written: Path, capsys: pytest.CaptureFixture[str]) -> Non
     report = json.loads(capsys.readouterr().out)
     assert (report["rows"], report["usable"], report["largest"]) == (6, 5, {"width": 48, "height": 48})
     assert [finding["line"] for finding in report["broken"]] == [6]
+    assert set(report["turns"]) <= {"box", "point", "count", "describe", "free"}
+    assert sum(report["turns"].values()) >= 5
 
 
 def test_check_without_a_drawable_row_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
