@@ -23,13 +23,13 @@ Segment = str | Box | Point
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a sample comes from, so that every error can name it: a file or generator, and a row or index."""
+    """Where a sample comes from, so that every error can name it: a file or generator, and a row or index if it has one."""
 
     source: str
-    row: int
+    row: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.row}"
+        return f"{self.source}:{self.row}" if self.row is not None else self.source
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def _samples(picture: Path | None, question: str | None, questions: Path | None)
     from fusionkit.sample import Provenance, Sample, Turn
 
     image = open_picture(picture)
-    return [Sample(lambda: image, Size(*image.size), (Turn(question, ()),), Provenance(str(picture), 0))]
+    return [Sample(lambda: image, Size(*image.size), (Turn(question, ()),), Provenance(str(picture)))]
 
 
 def _check_target(output: Path, *, single: bool) -> None:

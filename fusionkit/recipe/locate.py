@@ -62,6 +62,12 @@ def open_source(source: str | Path | Mapping[str, Any]) -> Opened:
     """Read one source. Raises: RecipeError."""
     if isinstance(source, Mapping):
         return Opened(from_mapping(source, "<dict>"), "<dict>", None)
+    if not isinstance(source, str | Path):
+        raise _invalid(
+            Problem("recipe", 0, 0, "", ""),
+            f"is a {type(source).__name__}",
+            "pass a path, builtin:NAME, or the recipe as a dict",
+        )
     text = str(source)
     asked = Problem(shorten(text.splitlines()[0]) if text else "recipe", 0, 0, "", "")
     if "\n" in text or "\0" in text or not text:

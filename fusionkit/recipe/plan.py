@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fusionkit.errors import PlanError
+from fusionkit.recipe.load import load_recipe
 from fusionkit.recipe.plan_budget import check_budget, make_cropper, new_tokens
 from fusionkit.recipe.plan_fusion import check_injectors, describe_language_model, language_model_node, plan_fusion
 from fusionkit.recipe.plan_streams import plan_streams
@@ -13,22 +16,20 @@ from fusionkit.recipe.plan_train import check_train
 from fusionkit.recipe.plan_types import ENCODER, Node, Plan, StreamPlan
 from fusionkit.recipe.plan_wiring import wire_fusion
 from fusionkit.recipe.planning import Planning
-
-if TYPE_CHECKING:
-    from fusionkit.recipe.schema import Recipe
+from fusionkit.recipe.schema import Recipe
 
 __all__ = ["ENCODER", "Node", "Plan", "StreamPlan", "plan"]
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Plan a recipe without torch.
+def plan(recipe: Recipe | str | Path | Mapping[str, Any]) -> Plan:
+    """Plan a recipe, or whatever `load_recipe` takes, without torch.
 
     Raises PlanError with every problem that can be found: blocks that do not fit each other, names that nothing has
     or nothing reads, tokens that exceed the sequence.
 
     Example: `fusionkit.plan(fusionkit.load_recipe("builtin:tiny")).parameters`
     """
-    planning = Planning(recipe)
+    planning = Planning(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
     info = describe_language_model(planning)
     check_injectors(planning)
     wiring = wire_fusion(planning)
