@@ -40,7 +40,7 @@ def create(
     spec = _step(name)
     if spec.plan is None:  # BlockSpec refuses steps without a planner; this tells the type checker
         raise UsageError(f"{spec.address} has no planner")
-    named = {"input": inputs} if isinstance(inputs, TokenSpec | LayerStackSpec) else dict(inputs)
+    named = _named(inputs)
     checked = _configure(spec, named, config)
     expected = set(input_names(checked)) or {"input"}
     if set(named) != expected:
@@ -56,6 +56,17 @@ def create(
     if not isinstance(module, nn.Module):
         raise BuildError(f"the factory of {spec.address} returned a {type(module).__name__}, not a module")
     return module
+
+
+def _named(inputs: object) -> dict[str, Shape]:
+    if isinstance(inputs, TokenSpec | LayerStackSpec):
+        return {"input": inputs}
+    if isinstance(inputs, Mapping) and all(isinstance(shape, TokenSpec | LayerStackSpec) for shape in inputs.values()):
+        return dict(inputs)
+    raise UsageError(
+        f"create() takes shapes as inputs: a LayerStackSpec for mixers, a TokenSpec for others, or a mapping of them "
+        f"for connectors; got {inputs!r}"
+    )
 
 
 def _step(name: str) -> BlockSpec:

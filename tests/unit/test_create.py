@@ -118,3 +118,9 @@ def test_a_factory_that_fails_is_named(factory: str, message: str) -> None:
     with fusionkit.override(spec), pytest.raises(BuildError) as raised:
         fusionkit.create("adapters/my.x", TOKENS)
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize("inputs", [3, "tokens", {"input": 3}])
+def test_inputs_must_be_shapes(inputs: object) -> None:
+    with pytest.raises(UsageError, match=r"create\(\) takes shapes as inputs: .* got "):
+        fusionkit.create("mixers/orthogonal", inputs)  # type: ignore[arg-type]
