@@ -29,7 +29,8 @@ def plan(recipe: Recipe | str | Path | Mapping[str, Any]) -> Plan:
 
     Example: `fusionkit.plan(fusionkit.load_recipe("builtin:tiny")).parameters`
     """
-    planning = Planning(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    planning = Planning(loaded)
     info = describe_language_model(planning)
     check_injectors(planning)
     wiring = wire_fusion(planning)
@@ -45,7 +46,7 @@ def plan(recipe: Recipe | str | Path | Mapping[str, Any]) -> Plan:
     if planning.problems or fusion is None or wiring is None:
         raise PlanError(planning.problems)
     return Plan(
-        recipe=recipe,
+        recipe=loaded,
         streams=MappingProxyType(streams),
         fusion=fusion.steps,
         injectors=fusion.injectors,
