@@ -54,7 +54,7 @@ def new(
     \b
     Examples:
       fusionkit plugin new acme.sam2 --family encoder
-      fusionkit plugin new acme.late_fusion --family connector -o ~/work/late-fusion --licence mit
+      fusionkit plugin new acme.late_fusion --family connector -o ~/late-fusion --licence mit
       fusionkit plugin new --from my_block.py
     """
     from fusionkit import discovery
