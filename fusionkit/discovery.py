@@ -210,7 +210,7 @@ def _read_entries() -> tuple[list[Entry], list[Trouble]]:
                 message = f"{version} is on the path too, hidden by {used[name]}, which comes first"
                 troubles.append(Trouble(name, message, broken=False))
         # Any installed distribution may be damaged in any way; it must not hide the others.
-        except Exception as error:
+        except Exception as error:  # one distribution with damaged metadata must not hide the others
             where = getattr(distribution, "_path", "a distribution")
             message = f"metadata cannot be read: {type(error).__name__}: {error}; reinstall it"
             troubles.append(Trouble(str(where), message, broken=True))

@@ -129,7 +129,7 @@ def check_layers_outside_are_refused(subject: EncoderSubject) -> None:
             module.forward_layers(subject.arguments()["x_BCHW"], (layer,))  # type: ignore[operator]
         except ShapeError:
             continue
-        except Exception as error:
+        except Exception as error:  # any other type than ShapeError is the finding
             raise CheckFailed(f"layer {layer} of layer 0 only raises {type(error).__name__}, not ShapeError") from error
         if layer != 0:
             raise CheckFailed(f"an encoder built for layer 0 hands out layer {layer}")

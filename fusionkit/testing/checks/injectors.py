@@ -88,7 +88,7 @@ def _refused(subject: InjectorSubject, arguments: dict[str, object], what: str) 
         subject.call(subject.module, arguments)
     except ShapeError:
         return
-    except Exception as error:
+    except Exception as error:  # any other type than ShapeError is the finding
         raise CheckFailed(f"{what} raise {type(error).__name__}, not ShapeError") from error
     raise CheckFailed(f"{what} are accepted")
 

@@ -100,7 +100,7 @@ def check_wrong_width_is_refused(subject: StepSubject) -> None:
             where = subject.site.address
             require(where in str(error), f"the error for a wrong width does not name the address {where}: {error}")
             continue
-        except Exception as error:
+        except Exception as error:  # any other type than ShapeError is the finding
             raise CheckFailed(f"a wrong width of '{name}' raises {type(error).__name__}, not ShapeError") from error
         # Blocks whose parameters do not depend on this input's width (a weighted sum) may take any.
 
