@@ -136,7 +136,7 @@ def save_checkpoint(
         for name, text in (extra or {}).items():
             (staging / name).write_text(text, encoding="utf-8")
         _open_to_readers(staging)
-        _flush(staging)
+        flush(staging)
         replace_folder(staging, target)
     except SAVE_ERRORS as error:
         why = failure(error, target.parent)  # before the files beside it go: they may be what filled the disk
@@ -194,7 +194,8 @@ def _open_to_readers(folder: Path) -> None:
             path.chmod(0o666 & ~mask)
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
+    """Bring a folder and its files onto the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             _sync(path)
