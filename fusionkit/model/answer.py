@@ -8,11 +8,11 @@ import torch
 
 from fusionkit.errors import DataError
 from fusionkit.geometry import Size
-from fusionkit.model.modeling import FusionVLM
+from fusionkit.model.modeling import VISION, FusionVLM
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.sample import Prediction, Sample, Turn
 
-TENSORS = ("input_ids", "attention_mask", "visual_index", "pixel_values_")
+TENSORS = ("input_ids", "attention_mask", "visual_index", *VISION)
 
 
 def answer(

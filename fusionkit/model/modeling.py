@@ -6,7 +6,7 @@ Shapes: B rows of text, T tokens, E language-model width, C crops, N fused token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, Self, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from fusionkit.recipe.lock import unlock
 from fusionkit.recipe.plan import plan as plan_recipe
 
 PIXELS = "pixel_values_"
+COVERAGE = "coverage_"
+VISION = (PIXELS, COVERAGE)
+"""How the inputs of a stream are named: its pixels, and the share of each token's cell that shows the picture."""
 IMAGE = "image"
 """What the tokens that stand in the text are called among encoded pictures; other injectors' go by their address."""
 
@@ -50,12 +53,14 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     supports_gradient_checkpointing = True
 
-    def __init__(self, config: FusionConfig, *, pretrained: bool = False) -> None:
+    def __init__(
+        self, config: FusionConfig, *, pretrained: bool = False, decoder_dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(config)
         if config.lock is None:
             raise UsageError("FusionConfig has no lock; build models with fusionkit.build(recipe) or from_pretrained")
         self.plan = plan_recipe(load_recipe(unlock(config.lock)))
-        parts = build_parts(self.plan, pretrained=pretrained)
+        parts = build_parts(self.plan, pretrained=pretrained, decoder_dtype=decoder_dtype)
         self.streams = nn.ModuleDict(
             {
                 name: Stream(self.plan.streams[name], stream.encoder, stream.steps)
@@ -106,15 +111,25 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         return self.language_model
 
     # ------------------------------------------------------------------------------------------------- vision
-    def encode_streams(self, pixels: Mapping[str, Tensor], names: Sequence[str] | None = None) -> dict[str, Tokens]:
-        """Run streams: name -> pixels_CCHW (normalised for that stream) gives name -> Tokens of C crops."""
+    def encode_streams(
+        self,
+        pixels: Mapping[str, Tensor],
+        names: Sequence[str] | None = None,
+        coverage: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tokens]:
+        """Run streams: name -> pixels_CCHW (normalised for that stream) gives name -> Tokens of C crops.
+
+        `coverage`: name -> [C, N], the share of each token's cell that shows the picture; 1 where none is given.
+        From a batch: `encode_streams(**vision_inputs(batch))`.
+        """
         wanted = list(self.streams) if names is None else list(names)
         missing = [name for name in wanted if name not in pixels]
         if missing:
             raise ShapeError(
                 f"no pixels for stream {', '.join(missing)}: pass {', '.join(PIXELS + m for m in missing)}"
             )
-        return {name: self.streams[name](pixels[name], self.runtime) for name in wanted}
+        given = coverage or {}
+        return {name: self.streams[name](pixels[name], self.runtime, given.get(name)) for name in wanted}
 
     def fuse(self, streams: Mapping[str, Tokens]) -> Tokens:
         """Run the fusion graph: stream tokens -> x_CNE, ready to stand in the text."""
@@ -133,8 +148,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         return {node.address: self.injectors[node.name] for node in nodes}
 
     def get_image_features(self, **pixel_values: Tensor) -> Tokens:
-        """Pixels of all streams (`pixel_values_NAME`) -> fused tokens x_CNE."""
-        return self.fuse(self.encode_streams(_pixels(pixel_values)))
+        """Pixels of all streams (`pixel_values_NAME`, and `coverage_NAME` if the processor gave it) -> fused tokens x_CNE."""
+        return self.fuse(self.encode_streams(**vision_inputs(pixel_values)))
 
     # --------------------------------------------------------------------------------------------------- text
     def forward(
@@ -161,10 +176,10 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
 
         Raises ShapeError when the number of image tokens and of visual tokens differ.
         """
-        pixels = _pixels(kwargs)
+        pictures = vision_inputs(kwargs)
         streams, encoded = None, dict(mm_encoder_outputs or {})
-        if pixels and IMAGE not in encoded:
-            streams = self.encode_streams(pixels)
+        if pictures["pixels"] and IMAGE not in encoded:
+            streams = self.encode_streams(**pictures)
             encoded = self.fuse_all(streams)
         visual = encoded.get(IMAGE)
         if inputs_embeds is None:
@@ -184,7 +199,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
-            **{name: value for name, value in kwargs.items() if not name.startswith(PIXELS) and name != "crop_counts"},
+            **{name: value for name, value in kwargs.items() if not name.startswith(VISION) and name != "crop_counts"},
         )
         if layer_state is not None:
             layer_state.require_reached()
@@ -258,14 +273,14 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """`GenerationMixin.generate`; pictures are encoded once, before beams or samples are expanded."""
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        pixels = _pixels(kwargs)
+        pictures = vision_inputs(kwargs)
         encoded = dict(kwargs.pop("mm_encoder_outputs", None) or {})
         index = kwargs.pop("visual_index", None)
         kwargs = {
-            name: value for name, value in kwargs.items() if not name.startswith(PIXELS) and name != "crop_counts"
+            name: value for name, value in kwargs.items() if not name.startswith(VISION) and name != "crop_counts"
         }
-        if input_ids is not None and kwargs.get("inputs_embeds") is None and (pixels or encoded):
-            encoded = encoded or self.fuse_all(self.encode_streams(pixels))
+        if input_ids is not None and kwargs.get("inputs_embeds") is None and (pictures["pixels"] or encoded):
+            encoded = encoded or self.fuse_all(self.encode_streams(**pictures))
             kwargs["inputs_embeds"] = self.embed(input_ids, encoded.get(IMAGE), index)
             kwargs["layer_state"] = self.prepare_layers(input_ids, encoded, index)
         parent: Any = super()
@@ -294,9 +309,21 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         return cast(Self, (model, info) if wants_info else model)
 
 
-def _pixels(kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+class VisionInputs(TypedDict):
+    """Arguments of `encode_streams`, by stream."""
+
+    pixels: dict[str, Tensor]
+    coverage: dict[str, Tensor]
+
+
+def vision_inputs(batch: Mapping[str, Any]) -> VisionInputs:
+    """What `encode_streams` takes, from a batch with `pixel_values_NAME` and `coverage_NAME`."""
+    return {"pixels": _named(batch, PIXELS), "coverage": _named(batch, COVERAGE)}
+
+
+def _named(batch: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return {
-        name.removeprefix(PIXELS): value
-        for name, value in kwargs.items()
-        if name.startswith(PIXELS) and value is not None
+        name.removeprefix(prefix): value
+        for name, value in batch.items()
+        if name.startswith(prefix) and value is not None
     }

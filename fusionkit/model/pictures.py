@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from fusionkit.blocks.croppers.coverage import cell_coverage, reaches_outside
 from fusionkit.errors import ShapeError
 from fusionkit.geometry import Box, Size
-from fusionkit.plugin import TokenLayout
+from fusionkit.plugin import EncoderInfo, TokenLayout
 from fusionkit.recipe.plan import Plan
 
 
@@ -20,7 +21,8 @@ from fusionkit.recipe.plan import Plan
 class Pictures:
     """Encoder inputs of several pictures, crops of all of them in one flat batch.
 
-    Shapes: pixels name -> [C, 3, H, W]; counts, sizes, layouts and regions have one entry per picture.
+    Shapes: pixels name -> [C, 3, H, W]; coverage name -> [C, N], the share of each token's cell that shows the picture,
+    empty when no crop has padding; counts, sizes, layouts and regions have one entry per picture.
     """
 
     pixels: dict[str, Tensor]
@@ -28,6 +30,7 @@ class Pictures:
     sizes: tuple[Size, ...]
     layouts: tuple[TokenLayout, ...]
     regions: tuple[tuple[Box, ...], ...]
+    coverage: dict[str, Tensor] = field(default_factory=dict)
 
     def visual_index(self, tokens_per_crop: int, pictures: Sequence[int]) -> Tensor:
         """Rows of the flattened fused tokens [C*N] for image tokens that show `pictures`, one after the other."""
@@ -69,4 +72,15 @@ def prepare_pictures(plan: Plan, cropper: Any, images: Sequence[Image]) -> Pictu
         tuple(sizes),
         tuple(layouts),
         tuple(regions),
+        _coverage(infos, [(region, size) for size, crops in zip(sizes, regions, strict=True) for region in crops]),
     )
+
+
+def _coverage(infos: Mapping[str, EncoderInfo], crops: Sequence[tuple[Box, Size]]) -> dict[str, Tensor]:
+    """What `Pictures.coverage` holds, from the region of every crop and the size of its picture."""
+    if not any(reaches_outside(region, size) for region, size in crops):
+        return {}
+    return {
+        name: torch.tensor([cell_coverage(region, size, info) for region, size in crops])
+        for name, info in infos.items()
+    }

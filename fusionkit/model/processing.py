@@ -15,7 +15,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from fusionkit.errors import DataError, UsageError
 from fusionkit.geometry import Size
-from fusionkit.model.modeling import PIXELS
+from fusionkit.model.modeling import COVERAGE, PIXELS, VISION
 from fusionkit.model.parts import build_object
 from fusionkit.model.pictures import Pictures, prepare_pictures
 from fusionkit.model.prepare import coordinate_tokens
@@ -76,7 +76,7 @@ class FusionProcessor(ProcessorMixin):
             "attention_mask",
             "visual_index",
             "crop_counts",
-            *(PIXELS + name for name in self._plan.streams),
+            *(prefix + name for prefix in VISION for name in self._plan.streams),
         ]
 
     # ---------------------------------------------------------------------------------------------- inference
@@ -248,6 +248,7 @@ class FusionProcessor(ProcessorMixin):
         if not pictures.counts:
             return {}
         inputs = {PIXELS + name: pixels for name, pixels in pictures.pixels.items()}
+        inputs |= {COVERAGE + name: shares for name, shares in pictures.coverage.items()}
         inputs["visual_index"] = pictures.visual_index(self._plan.visual.tokens, order)
         inputs["crop_counts"] = torch.tensor(pictures.counts)
         return inputs

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionkit.model.modeling import PIXELS, FusionVLM
+from fusionkit.model.modeling import FusionVLM, vision_inputs
 from fusionkit.model.output import FusionOutput
 
 
@@ -67,9 +67,7 @@ def forward_shared(model: FusionVLM, batch: Mapping[str, Any]) -> FusionOutput:
     if prefix is None:
         output: FusionOutput = model(**batch, use_cache=False)
         return output
-    streams = model.encode_streams(
-        {name.removeprefix(PIXELS): value for name, value in batch.items() if name.startswith(PIXELS)}
-    )
+    streams = model.encode_streams(**vision_inputs(batch))
     visual = model.fuse(streams)
     ids_BT, first_G = batch["input_ids"], prefix.first_G
     index_GV = batch["visual_index"].reshape(len(ids_BT), -1)[first_G]

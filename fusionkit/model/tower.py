@@ -20,7 +20,8 @@ from fusionkit.recipe.plan import ENCODER, Node, Plan, StreamPlan
 class Stream(nn.Module):
     """One encoder with its steps: pixels -> Tokens.
 
-    Shapes: pixels_BCHW normalised by the encoder's own statistics -> x_BND on the planned grid.
+    Shapes: pixels_BCHW normalised by the encoder's own statistics, coverage_BN of the encoder's tokens -> x_BND on the
+    planned grid.
     """
 
     def __init__(self, plan: StreamPlan, encoder: nn.Module, steps: Mapping[str, nn.Module]) -> None:
@@ -29,26 +30,42 @@ class Stream(nn.Module):
         self.encoder = encoder
         self.steps = nn.ModuleDict(steps)
 
-    def forward(self, pixels_BCHW: Tensor, runtime: Runtime) -> Tokens:
+    def forward(self, pixels_BCHW: Tensor, runtime: Runtime, coverage_BN: Tensor | None = None) -> Tokens:
+        self._check(pixels_BCHW, coverage_BN)
+        if torch.is_grad_enabled() or runtime.crop_chunk is None:
+            return self._run(pixels_BCHW, runtime, coverage_BN)
+        pieces = torch.split(pixels_BCHW, runtime.crop_chunk)
+        shares = [None] * len(pieces) if coverage_BN is None else torch.split(coverage_BN, runtime.crop_chunk)
+        chunks = [self._run(piece, runtime, share) for piece, share in zip(pieces, shares, strict=True)]
+        return chunks[0]._replace(
+            x_BND=torch.cat([chunk.x_BND for chunk in chunks]),
+            valid_BN=_joined([chunk.valid_BN for chunk in chunks]),
+            coverage_BN=_joined([chunk.coverage_BN for chunk in chunks]),
+        )
+
+    def _check(self, pixels_BCHW: Tensor, coverage_BN: Tensor | None) -> None:
         expected = (3, *self.plan.info.input_size)
         if tuple(pixels_BCHW.shape[1:]) != expected:
             raise ShapeError(
                 f"streams.{self.plan.name}: expected pixels of shape (crops, {', '.join(map(str, expected))}), "
                 f"got {tuple(pixels_BCHW.shape)}"
             )
-        if torch.is_grad_enabled() or runtime.crop_chunk is None:
-            return self._run(pixels_BCHW, runtime)
-        chunks = [self._run(chunk, runtime) for chunk in torch.split(pixels_BCHW, runtime.crop_chunk)]
-        return chunks[0]._replace(x_BND=torch.cat([chunk.x_BND for chunk in chunks]))
+        shape = (len(pixels_BCHW), self.plan.stack.grid.tokens)
+        if coverage_BN is not None and tuple(coverage_BN.shape) != shape:
+            raise ShapeError(
+                f"streams.{self.plan.name}: expected coverage of shape {shape}, one number per crop and token, "
+                f"got {tuple(coverage_BN.shape)}"
+            )
 
-    def _run(self, pixels_BCHW: Tensor, runtime: Runtime) -> Tokens:
+    def _run(self, pixels_BCHW: Tensor, runtime: Runtime, coverage_BN: Tensor | None) -> Tokens:
         nodes = self.plan.steps
         if nodes and nodes[0].family == "mixers":
             first, x_BND = nodes[0].name, self._mix(pixels_BCHW, self.steps[nodes[0].name], runtime)
             nodes = nodes[1:]
         else:
             first, x_BND = ENCODER, self._layers(pixels_BCHW)[0]
-        return _run_steps(self.steps, nodes, {first: Tokens(x_BND, self.plan.stack.grid, self.plan.stack.frame)})
+        start = Tokens(x_BND, self.plan.stack.grid, self.plan.stack.frame, coverage_BN=coverage_BN)
+        return _run_steps(self.steps, nodes, {first: start})
 
     def _encoder_grad(self) -> bool:
         """Frozen encoders run without a graph, whatever follows them."""
@@ -70,6 +87,12 @@ class Stream(nn.Module):
 
         cast(Any, self.encoder).tap(pixels_BCHW, layers, consume)
         return cast(Tensor, mixer.finish(state))
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Parts of a batch as one; they all have it, or none has."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
 
 
 def run_fusion(plan: Plan, steps: nn.ModuleDict, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fusionkit.errors import UsageError
-from fusionkit.model.modeling import PIXELS, FusionVLM
+from fusionkit.model.modeling import VISION, FusionVLM, vision_inputs
 from fusionkit.model.output import FusionOutput
 from fusionkit.model.shared_prefix import forward_shared
 
@@ -52,7 +52,6 @@ class StageModel(nn.Module):
     def run(self, batch: Mapping[str, Any]) -> FusionOutput:
         """The outputs the objectives read."""
         if self.needs_text:
-            inputs = {name: value for name, value in batch.items() if name in TEXT or name.startswith(PIXELS)}
+            inputs = {name: value for name, value in batch.items() if name in TEXT or name.startswith(VISION)}
             return forward_shared(self.model, inputs)
-        pixels = {name.removeprefix(PIXELS): value for name, value in batch.items() if name.startswith(PIXELS)}
-        return FusionOutput(streams=self.model.encode_streams(pixels, self.streams))
+        return FusionOutput(streams=self.model.encode_streams(**vision_inputs(batch), names=self.streams))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusionkit.blocks.croppers.coverage import cell_coverage
 from fusionkit.blocks.croppers.overlap_tiles import OverlapTiles
 from fusionkit.blocks.croppers.specs import OverlapTilesConfig
 from fusionkit.geometry import Grid, Size
@@ -53,6 +54,10 @@ def _cropper(case: dict[str, Any]) -> OverlapTiles:
     )
 
 
+def _info(patch: int, side: int, mean: Any = (0.0, 0.0, 0.0), std: Any = (1.0, 1.0, 1.0)) -> EncoderInfo:
+    return EncoderInfo(1, 1, (patch, patch), (side, side), 0, mean, std, "", lambda deepest: 0, lambda deepest, grid: 0)
+
+
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_tokens_and_their_order(case: dict[str, Any]) -> None:
     height, width = case["image_hw"]
@@ -93,6 +98,26 @@ def test_tiling_and_regions(case: dict[str, Any]) -> None:
         np.testing.assert_allclose(on_canvas, [y0, x0, y1, x1], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("case", CASES, ids=_name)
+def test_share_of_each_tile_that_is_picture(case: dict[str, Any]) -> None:
+    """Recorded masks have no row for the global view, and a filler at their end."""
+    height, width = case["image_hw"]
+    size, side = Size(width, height), case["base"]
+    info = _info(case["patch"], side)
+    shares = [np.mean(cell_coverage(region, size, info)) for region in _cropper(case).regions(size)]
+    np.testing.assert_allclose(shares[1:], case["mask_row_means"][:-1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_coverage_of_every_patch(number: int) -> None:
+    with np.load(GOLDENS / f"crop_pixels_{number}.npz") as recorded:
+        settings = json.loads(str(recorded["hparams"]))
+        image, mask = recorded["image"], recorded["mask"]
+    size = Size(image.shape[1], image.shape[0])
+    found = [cell_coverage(region, size, _info(4, 48)) for region in _cropper(settings).regions(size)]
+    np.testing.assert_array_equal(found[1:], mask[:-1])
+
+
 # Largest difference in grey levels, and the largest share of values that differ by more than half a level.
 # `default` was recorded without rounding to 8 bits; `siglip` rounds halves in single precision.
 @pytest.mark.parametrize(("number", "levels", "share"), [(0, 1.0, 0.002), (1, 0.52, 0.01), (2, 1e-3, 0.0)])
@@ -101,7 +126,7 @@ def test_pixels(number: int, levels: float, share: float) -> None:
         settings = json.loads(str(recorded["hparams"]))
         image, crops = recorded["image"], recorded["crops"]
     mean, std = STATISTICS[settings["normalize"]]
-    info = EncoderInfo(1, 1, (4, 4), (48, 48), 0, mean, std, "", lambda deepest: 0, lambda deepest, grid: 0)
+    info = _info(4, 48, mean, std)
     pixels = _cropper(settings).split(Image.fromarray(image), {"stream": info}).pixels["stream"]
     # recorded as [crop, patch, (row column channel)]
     patches = pixels.reshape(-1, 3, 12, 4, 12, 4).transpose(0, 2, 4, 3, 5, 1).reshape(-1, 144, 48)

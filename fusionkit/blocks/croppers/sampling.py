@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
+from fusionkit.blocks.croppers.coverage import covered_pixels
 from fusionkit.blocks.croppers.specs import SamplingConfig
 from fusionkit.errors import DataError
 from fusionkit.geometry import Box
@@ -53,8 +54,8 @@ def sample(picture: Image, region: Box, size: tuple[int, int], config: SamplingC
     height, width = size
     if picture.size == (width, height) and (region.x0, region.y0, region.x1, region.y1) == (0, 0, width, height):
         return np.asarray(picture)
-    left, right = _covered(region.x0, region.x1, width, picture.width)
-    top, bottom = _covered(region.y0, region.y1, height, picture.height)
+    left, right = covered_pixels(region.x0, region.x1, width, picture.width)
+    top, bottom = covered_pixels(region.y0, region.y1, height, picture.height)
     across, down = (region.x1 - region.x0) / width, (region.y1 - region.y0) / height
     part = (
         region.x0 + left * across,
@@ -69,14 +70,6 @@ def sample(picture: Image, region: Box, size: tuple[int, int], config: SamplingC
     if right > left and bottom > top:
         canvas[top:bottom, left:right] = read(picture, part, (bottom - top, right - left), config)
     return canvas
-
-
-def _covered(start: float, stop: float, pixels: int, length: int) -> tuple[int, int]:
-    """First and one past the last of `pixels` between `start` and `stop` whose centre is within 0..length."""
-    step = (stop - start) / pixels
-    first = max(0, ceil(-start / step - 0.5 - 1e-9))
-    last = min(pixels, ceil((length - start) / step - 0.5 - 1e-9))
-    return first, last
 
 
 def _antialiased(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.blocks.croppers.coverage import cell_coverage
 from fusionkit.geometry import Grid, Size
 from fusionkit.plugin import IMAGE_TOKEN, BlockSite, EncoderInfo, TokenLayout
 from fusionkit.testing import fakes
@@ -90,6 +91,31 @@ def check_statistics_are_applied(subject: Subject) -> None:
     require(inside, f"pixels of mean 0 and std 1 span {raw.min()}..{raw.max()}, expected 0..1")
 
 
+def check_regions_tell_padding(subject: Subject) -> None:
+    """Every crop sees some of the picture, and what its region has outside the picture is of one colour.
+
+    `padding_embedding` and the maps drawn over pictures rely on the regions for what is picture and what is not.
+    """
+    cropper, streams, _ = _setting(subject)
+    plain = {"plain": streams["plain"]}
+    for number, size in enumerate(SIZES):
+        crops = cropper.split(fakes.picture(size, number), plain)
+        for place, (region, pixels) in enumerate(zip(crops.regions, crops.pixels["plain"], strict=True)):
+            shares = cell_coverage(region, size, streams["plain"])
+            require(any(shares), f"{size}: crop {place} with region {region} shows nothing of the picture")
+            cells = _cells(pixels, streams["plain"].stride[0])
+            outside = cells[:, [share == 0 for share in shares]].reshape(3, -1)
+            gap = float(np.ptp(outside, axis=1).max()) if outside.size else 0.0
+            require(gap <= 1e-6, f"{size}: crop {place} has a picture where its region {region} says padding")
+
+
+def _cells(pixels: Any, patch: int) -> Any:
+    """Pixels [3, H, W] by square cell, row-major: [3, cells, patch * patch]."""
+    rows, columns = (side // patch for side in pixels.shape[1:])
+    cells = pixels.reshape(3, rows, patch, columns, patch).transpose(0, 1, 3, 2, 4)
+    return cells.reshape(3, rows * columns, patch * patch)
+
+
 CROPPER_CHECKS = (
     check_counts_what_it_cuts,
     check_places_fused_tokens_once,
@@ -97,6 +123,7 @@ CROPPER_CHECKS = (
     check_largest_layout,
     check_repeatable,
     check_statistics_are_applied,
+    check_regions_tell_padding,
 )
 
 
