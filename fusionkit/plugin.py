@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from fusionkit.errors import BoxDecodeError, DataError, PluginApiError, PluginLoadError, ShapeError
+from fusionkit.errors import BoxDecodeError, BuildError, DataError, PluginApiError, PluginLoadError, ShapeError
 from fusionkit.geometry import FULL, Box, Frame, Grid, LayerStackSpec, Point, Size, TokenSpec
 from fusionkit.sample import ENDLESS, Prediction, Provenance, Sample, SceneObject, Segment, Turn
 
@@ -37,6 +37,7 @@ __all__ = [
     "BlockSpec",
     "Box",
     "BoxDecodeError",
+    "BuildError",
     "DataError",
     "DatasetConfig",
     "EncoderInfo",
