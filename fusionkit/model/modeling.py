@@ -20,6 +20,7 @@ from fusionkit.model.parts import build_parts
 from fusionkit.model.runtime import Runtime
 from fusionkit.model.tower import Stream, run_fusion
 from fusionkit.ops.attention import use_attention_backend
+from fusionkit.ops.finite import require_finite
 from fusionkit.ops.placement import Placement
 from fusionkit.ops.tokens import Tokens
 from fusionkit.plugin import LayerInjectorConfig
@@ -137,7 +138,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
 
     def fuse_all(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
         """Everything the injectors read, as `mm_encoder_outputs` takes it: `image`, and `injectors.NAME` for those inside the decoder."""
-        named = run_fusion(self.plan, self.fusion, streams)
+        named = run_fusion(self.plan, self.fusion, streams, self.runtime)
         inside = self.layer_injectors()
         sources = {node.address: node.sources["input"] for node in self.plan.injectors if node.address in inside}
         return {IMAGE: named[self.plan.visual_source], **{key: named[source] for key, source in sources.items()}}
@@ -203,6 +204,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         )
         if layer_state is not None:
             layer_state.require_reached()
+        if self.runtime.check_finite:
+            require_finite(_of_real_tokens(output.logits, attention_mask), "language_model: logits", self._decoder())
         return FusionOutput(
             loss=output.loss,
             logits=output.logits,
@@ -234,6 +237,8 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         for node in self.plan.injectors:
             if node.address not in inside:
                 embeds_BTE = self.injectors[node.name](embeds_BTE, visual_VE.to(embeds_BTE.dtype), mask_BT)
+                if self.runtime.check_finite:
+                    require_finite(embeds_BTE, node.address, self.injectors[node.name])
         return embeds_BTE
 
     def prepare_layers(
@@ -307,6 +312,13 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
                 " (keep the files of one checkpoint together)"
             )
         return cast(Self, (model, info) if wants_info else model)
+
+
+def _of_real_tokens(logits_BTV: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The logits but those of padding, which may be anything; the mask may also cover tokens of earlier steps."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return logits_BTV
+    return logits_BTV[attention_mask[:, -logits_BTV.shape[1] :].bool()]
 
 
 class VisionInputs(TypedDict):

@@ -23,3 +23,8 @@ class Runtime(BaseModel):
     attention: Literal["sdpa", "eager", "xformers", "flex"] = Field(
         "sdpa", description="Backend of the attention inside fusion blocks; an unusable one is an error."
     )
+    check_finite: bool = Field(
+        False,
+        description="Stop with the address of the first stream, step or injector that gives NaN or infinity. Waits for "
+        "the device after every block: for finding a fault, not for every day.",
+    )

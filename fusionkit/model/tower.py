@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ShapeError
 from fusionkit.model.runtime import Runtime
+from fusionkit.ops.finite import require_finite
 from fusionkit.ops.tokens import Tokens
 from fusionkit.recipe.plan import ENCODER, Node, Plan, StreamPlan
 
@@ -32,6 +33,8 @@ class Stream(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor, runtime: Runtime, coverage_BN: Tensor | None = None) -> Tokens:
         self._check(pixels_BCHW, coverage_BN)
+        if runtime.check_finite:
+            require_finite(pixels_BCHW, f"streams.{self.plan.name}: pixels")
         if torch.is_grad_enabled() or runtime.crop_chunk is None:
             return self._run(pixels_BCHW, runtime, coverage_BN)
         pieces = torch.split(pixels_BCHW, runtime.crop_chunk)
@@ -63,26 +66,37 @@ class Stream(nn.Module):
             first, x_BND = nodes[0].name, self._mix(pixels_BCHW, self.steps[nodes[0].name], runtime)
             nodes = nodes[1:]
         else:
-            first, x_BND = ENCODER, self._layers(pixels_BCHW)[0]
+            first, x_BND = ENCODER, self._layers(pixels_BCHW, runtime)[0]
         start = Tokens(x_BND, self.plan.stack.grid, self.plan.stack.frame, coverage_BN=coverage_BN)
-        return _run_steps(self.steps, nodes, {first: start})
+        if runtime.check_finite and first != ENCODER:
+            require_finite(x_BND, self.plan.steps[0].address, self.steps[first])
+        return _run_steps(self.steps, nodes, {first: start}, runtime)
 
     def _encoder_grad(self) -> bool:
         """Frozen encoders run without a graph, whatever follows them."""
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.encoder.parameters())
 
-    def _layers(self, pixels_BCHW: Tensor) -> list[Tensor]:
+    def _layers(self, pixels_BCHW: Tensor, runtime: Runtime) -> list[Tensor]:
         with torch.set_grad_enabled(self._encoder_grad()):
-            return cast(list[Tensor], cast(Any, self.encoder).forward_layers(pixels_BCHW, self.plan.layers))
+            found = cast(list[Tensor], cast(Any, self.encoder).forward_layers(pixels_BCHW, self.plan.layers))
+        if runtime.check_finite:
+            for layer, x_BND in zip(self.plan.layers, found, strict=True):
+                self._check_layer(layer, x_BND)
+        return found
+
+    def _check_layer(self, layer: int, x_BND: Tensor) -> None:
+        require_finite(x_BND, f"{self.plan.encoder.address}: layer {layer}", self.encoder)
 
     def _mix(self, pixels_BCHW: Tensor, mixer: Any, runtime: Runtime) -> Tensor:
         if torch.is_grad_enabled() or not runtime.stream_layers or not hasattr(mixer, "begin"):
-            return cast(Tensor, mixer(self._layers(pixels_BCHW)))
+            return cast(Tensor, mixer(self._layers(pixels_BCHW, runtime)))
         layers = self.plan.layers
         state = mixer.begin()
 
         def consume(layer: int, x_BND: Tensor) -> None:
             nonlocal state
+            if runtime.check_finite:
+                self._check_layer(layer, x_BND)
             state = mixer.accumulate(state, layers.index(layer), x_BND)
 
         cast(Any, self.encoder).tap(pixels_BCHW, layers, consume)
@@ -95,14 +109,14 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(found) if found else None
 
 
-def run_fusion(plan: Plan, steps: nn.ModuleDict, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+def run_fusion(plan: Plan, steps: nn.ModuleDict, streams: Mapping[str, Tokens], runtime: Runtime) -> dict[str, Tokens]:
     """Run the fusion graph on the streams' outputs; gives them and every step's outputs by name."""
     named = dict(streams)
-    _run_steps(steps, plan.fusion, named)
+    _run_steps(steps, plan.fusion, named, runtime)
     return named
 
 
-def _run_steps(modules: nn.ModuleDict, nodes: Sequence[Node], named: dict[str, Tokens]) -> Tokens:
+def _run_steps(modules: nn.ModuleDict, nodes: Sequence[Node], named: dict[str, Tokens], runtime: Runtime) -> Tokens:
     """Run steps in order and return the last one's output. `named` starts with what the first steps may read; outputs are added."""
     output = next(iter(named.values()))
     for node in nodes:
@@ -115,5 +129,12 @@ def _run_steps(modules: nn.ModuleDict, nodes: Sequence[Node], named: dict[str, T
         output = result
         if output.spec != node.plan.main:
             raise ShapeError(f"{node.address}: planned {node.plan.main}, the block returned {output.spec}")
+        if runtime.check_finite:
+            require_finite(_real(output), node.address, module)
         named[node.name] = output
     return output
+
+
+def _real(tokens: Tokens) -> Tensor:
+    """The tokens that are not padding, which may hold anything: [N, D] of them, or x_BND where all are real."""
+    return tokens.x_BND if tokens.valid_BN is None else tokens.x_BND[tokens.valid_BN]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fusionkit.blocks.mixers.parts import stack_of
-from fusionkit.errors import UsageError
+from fusionkit.errors import NumericsError, UsageError
+from fusionkit.ops.finite import not_finite
 from fusionkit.ops.precision import FullPrecision
 from fusionkit.plugin import BlockSite, ShapeError
 
@@ -104,9 +105,14 @@ class LayerSum(FullPrecision, Generic[Terms]):
 
     # -------------------------------------------------------------------------------------------- folding
     def fold(self) -> None:
-        """Evaluate the maps and weights now and keep them for inference."""
+        """Evaluate the maps and weights now and keep them for inference.
+
+        Raises NumericsError when one of them is NaN or infinite: once here, so that no forward need look.
+        """
         if self.training:
             raise UsageError(f"{self._name}: fold() is for inference, call eval() first")
+        if faulty := not_finite(self):
+            raise NumericsError(f"{self._name}: weights are not finite ({', '.join(faulty)}): load others")
         # Kept tensors must not be inference tensors: nothing that runs with grad could touch them later.
         with torch.inference_mode(False), torch.no_grad():
             self._folded = self.terms()
