@@ -6,10 +6,11 @@ the image; a box is (x0, y0, x1, y1) with x1 and y1 exclusive edges, so a full i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain, groupby
 
-from fusionkit.errors import ShapeError
+from fusionkit.errors import DataError, ShapeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +167,37 @@ class Box:
 
     def contains(self, point: Point) -> bool:
         return self.x0 <= point.x <= self.x1 and self.y0 <= point.y <= self.y1
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """The pixels of a picture that an object covers, as lengths of runs in reading order: outside, inside, outside, ...
+
+    Raises DataError when the runs do not fill the picture.
+
+    Example: `Mask.of_rows([[False, True], [True, False]]).runs == (1, 2, 1)`
+    """
+
+    size: Size
+    runs: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if any(run < 0 for run in self.runs) or sum(self.runs) != self.size.width * self.size.height:
+            raise DataError(f"mask: runs of {sum(self.runs)} pixels, expected those of a {self.size} picture")
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[bool]]) -> Mask:
+        """From rows of truth values, one per pixel; raises DataError when they are not of equal length, or none."""
+        if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
+            raise DataError("mask: expected rows of truth values, all of one length")
+        runs = [(bool(value), len(list(run))) for value, run in groupby(chain.from_iterable(rows), key=bool)]
+        lengths = tuple(length for _, length in runs)
+        return cls(Size(len(rows[0]), len(rows)), (0, *lengths) if runs[0][0] else lengths)
+
+    def contains(self, point: Point) -> bool:
+        """Whether the pixel under a point is covered; the right and bottom edges belong to the last pixels."""
+        width, height = self.size.width, self.size.height
+        if not (0 <= point.x <= width and 0 <= point.y <= height):
+            return False
+        place = min(int(point.y), height - 1) * width + min(int(point.x), width - 1)
+        return next(number for number, end in enumerate(accumulate(self.runs)) if place < end) % 2 == 1

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from fusionkit.errors import BoxDecodeError, BuildError, DataError, PluginApiError, PluginLoadError, ShapeError
-from fusionkit.geometry import FULL, Box, Frame, Grid, LayerStackSpec, Point, Size, TokenSpec
+from fusionkit.geometry import FULL, Box, Frame, Grid, LayerStackSpec, Mask, Point, Size, TokenSpec
 from fusionkit.sample import ENDLESS, Prediction, Provenance, Sample, SceneObject, Segment, Turn
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ __all__ = [
     "LayerInjectorConfig",
     "LayerStackSpec",
     "Like",
+    "Mask",
     "Parsed",
     "Point",
     "Prediction",

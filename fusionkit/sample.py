@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fusionkit.geometry import Box, Point, Size
+from fusionkit.geometry import Box, Mask, Point, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,10 +57,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One annotated object: its box and named labels, for example {"colour": "red", "shape": "circle"}."""
+    """One annotated object: its box, named labels such as {"colour": "red", "shape": "circle"}, and its mask if known."""
 
     box: Box
     labels: Mapping[str, str] = field(default_factory=dict)
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A model's answer to one turn, parsed: boxes and points in pixels of the original picture."""
+    """A model's answer to one turn, parsed: boxes and points in pixels of the original picture.
+
+    `box_log_p` and `point_log_p`, if the answer was asked for with them, hold one entry for each box and point: the
+    natural logarithm of the probability of all its tokens, None where it cannot be said.
+    """
 
     text: str
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
     malformed: tuple[str, ...] = ()
+    box_log_p: tuple[float | None, ...] = ()
+    point_log_p: tuple[float | None, ...] = ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,16 @@ SHOWN = 4
 def as_rows(results: Sequence[Scores]) -> list[dict[str, Any]]:
     """One row per entry and metric: `value` with its 95 % interval, `count` of answers, share of `malformed` ones.
 
-    The interval is Wilson's for a share; for a mean of scores between 0 and 1 it is on the safe side.
+    The interval is the metric's own; a metric that gives none has none here.
     """
     rows = []
     for scores in results:
         for metric, found in scores.values.items():
-            rest = {key: value for key, value in found.items() if key not in (metric, "count", "malformed")}
+            known = ("low", "high", "count", "malformed")
             row: dict[str, Any] = {"data": scores.name, "metric": metric, "value": found.get(metric)}
-            row["low"], row["high"] = wilson(found.get(metric), int(found["count"]))
-            rows.append({**row, "count": int(found["count"]), "malformed": found.get("malformed"), **rest})
+            row |= {key: found.get(key) for key in known} | {"count": int(found["count"])}
+            rows.append(row | {key: value for key, value in found.items() if key not in (metric, *known)})
     return rows
-
-
-def wilson(share: float | None, count: int, z: float = 1.96) -> tuple[float | None, float | None]:
-    """Wilson's interval of a share seen in `count` trials; none without trials."""
-    if share is None or count == 0:
-        return None, None
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def write_report(folder: str | Path, title: str, results: Sequence[Scores], facts: Mapping[str, Any]) -> Path:

@@ -13,7 +13,7 @@ import fusionkit
 from fusionkit.errors import DataError, UsageError
 from fusionkit.evaluate import run as running
 from fusionkit.evaluate.draw import annotate, describe, sheet
-from fusionkit.evaluate.report import as_rows, wilson, write_report
+from fusionkit.evaluate.report import as_rows, write_report
 from fusionkit.geometry import Box, Point
 from fusionkit.sample import Prediction, Sample, Turn
 
@@ -63,11 +63,6 @@ def test_rows_carry_intervals_and_missing_scores_stay_missing(results: list[runn
     assert rows["box_accuracy"]["low"] < rows["box_accuracy"]["value"] < rows["box_accuracy"]["high"]
     nothing = as_rows([running.Scores("empty", {"box_accuracy": {"count": 0}}, [])])[0]
     assert (nothing["value"], nothing["low"], nothing["high"]) == (None, None, None)
-
-
-@pytest.mark.parametrize(("share", "count", "low", "high"), [(0.5, 100, 0.4038, 0.5962), (1.0, 10, 0.7225, 1.0)])
-def test_wilson(share: float, count: int, low: float, high: float) -> None:
-    assert wilson(share, count) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_shuffled_pictures_keep_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:

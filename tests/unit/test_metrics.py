@@ -63,9 +63,29 @@ def test_boxes(found: list[Box], wanted: list[Box], accuracy: float, iou: float)
     assert scored(MeanIou(MeanIouConfig()), turn, boxes(*found)) == pytest.approx(iou)
 
 
-def test_the_threshold_is_a_setting() -> None:
+def test_the_threshold_and_its_border_are_settings() -> None:
     turn = Turn("q", (TRUE,), "box")
     assert scored(BoxAccuracy(BoxAccuracyConfig(threshold=0.51)), turn, boxes(HALF)) == 0
+    assert scored(BoxAccuracy(BoxAccuracyConfig(border="missed")), turn, boxes(HALF)) == 0
+    assert scored(BoxAccuracy(BoxAccuracyConfig(border="missed")), turn, boxes(Box(0, 0, 10, 5.01))) == 1
+
+
+def test_quirks_of_the_released_code_are_settings() -> None:
+    turn = Turn("q", (TRUE,), "box")
+    for found, first in (([TRUE, FAR], 1), ([FAR, TRUE], 0)):
+        assert scored(BoxAccuracy(BoxAccuracyConfig(boxes="first")), turn, boxes(*found)) == first
+        assert scored(MeanIou(MeanIouConfig(boxes="first")), turn, boxes(*found)) == first
+    assert scored(MeanIou(MeanIouConfig(without_box=0.5)), turn, Prediction("no box")) == 0.5
+
+
+def test_every_count_may_weigh_the_same() -> None:
+    metric = CountAccuracy(CountAccuracyConfig(average="counts"))
+    for answer in ("1", "1", "2"):  # two of three right for one, none for five
+        turn = Turn("q", ("1",), "count")
+        metric.update(Prediction(answer), turn, sample(turn))
+    turn = Turn("q", ("5",), "count")
+    metric.update(Prediction("4"), turn, sample(turn))
+    assert metric.compute()["count_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +199,8 @@ def test_malformed_share_and_merging() -> None:
     right.update(Prediction("<BOX>", malformed=("<BOX>",)), turn, sample(turn))
     right.update(boxes(TRUE), turn, sample(turn))
     left.merge(right)
-    assert left.compute() == {"box_accuracy": 0.5, "count": 4, "malformed": 0.25}
+    found = left.compute()
+    assert (found["box_accuracy"], found["count"], found["malformed"]) == (0.5, 4, 0.25)
     assert json.loads(json.dumps(left.compute())) == left.compute()
 
 

@@ -44,11 +44,7 @@ class AnswerMatch(_Answers):
 
     def __init__(self, config: AnswerMatchConfig, site: BlockSite | None = None) -> None:
         super().__init__(config, site)
-        plain: dict[str, Callable[[str], str]] = {
-            "case": str.casefold,
-            "punctuation": lambda text: re.sub(r"[^\w\s]|_", "", text.casefold()).strip(),
-            "exact": str,
-        }
+        plain: dict[str, Callable[[str], str]] = {"case": str.casefold, "punctuation": _letters, "exact": str}
         self.plain = plain[config.ignore]
 
     def against(self, text: str, answers: list[str]) -> float:
@@ -97,6 +93,11 @@ class VqaScore(_Answers):
     def against(self, text: str, answers: list[str]) -> float:
         given = Counter(vqa_normalised(answer) for answer in answers)
         return min(given[vqa_normalised(text)] / 3, 1.0)
+
+
+def _letters(text: str) -> str:
+    """Lower case without punctuation."""
+    return re.sub(r"[^\w\s]|_", "", text.casefold()).strip()
 
 
 def final_answer(text: str) -> str:

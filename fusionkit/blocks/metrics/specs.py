@@ -8,18 +8,32 @@ from pydantic import Field, model_validator
 
 from fusionkit.plugin import API_VERSION, BlockConfig, BlockSpec
 
+Read = Literal["all", "first"]
+_READ = Field(
+    "all", description="Which boxes of an answer are read: all, or only the first, as the released code does."
+)
+
 
 class BoxAccuracyConfig(BlockConfig):
     """Share of boxes found: IoU at or above the threshold."""
 
     type: Literal["box_accuracy"] = "box_accuracy"
-    threshold: float = Field(0.5, gt=0, le=1, description="Least IoU that counts as found (>=).")
+    threshold: float = Field(0.5, gt=0, le=1, description="Least IoU that counts as found.")
+    border: Literal["found", "missed"] = Field(
+        "found",
+        description="What an IoU of exactly the threshold is; the released evaluator of expressions has it missed.",
+    )
+    boxes: Read = "all"
 
 
 class MeanIouConfig(BlockConfig):
     """Mean IoU of predicted and true boxes."""
 
     type: Literal["mean_iou"] = "mean_iou"
+    boxes: Read = "all"
+    without_box: float = Field(
+        0.0, ge=0, le=1, description="What an answer without a box scores; the released code gives it 0.5."
+    )
 
 
 class PointAccuracyConfig(BlockConfig):
@@ -59,6 +73,10 @@ class CountAccuracyConfig(BlockConfig):
 
     type: Literal["count_accuracy"] = "count_accuracy"
     within: int = Field(0, ge=0, description="Largest difference that still counts; 0 is exact, 1 is `close`.")
+    average: Literal["answers", "counts"] = Field(
+        "answers",
+        description="answers: every question counts the same; counts: every true number does, the mean over numbers.",
+    )
 
 
 class ExactMatchConfig(BlockConfig):
@@ -71,12 +89,24 @@ class PointingConfig(BlockConfig):
     """Precision, recall and F1 of points after optimal matching."""
 
     type: Literal["pointing"] = "pointing"
-    within: Literal["pixels", "box"] = Field(
+    within: Literal["pixels", "box", "mask"] = Field(
         "pixels",
         description="pixels: at most `tolerance` pixels of the original picture from the true point; box: inside the "
-        "smallest annotated object around it.",
+        "smallest annotated object around it; mask: inside its own object's mask, as PixMo is scored.",
     )
-    tolerance: float = Field(5.0, gt=0, description="Largest distance that counts as a hit, pixels.")
+    tolerance: float = Field(5.0, gt=0, description="With `within: pixels`: largest distance that counts as a hit.")
+
+
+class CaptionF1Config(BlockConfig):
+    """F1 of the statements that a description makes (F1-cap)."""
+
+    type: Literal["caption_f1"] = "caption_f1"
+    words: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="Share of a statement's words that a text must have for the statement to follow from it.",
+    )
 
 
 _SEPARATOR = Field("", description="What stands between several true answers in a turn's text; none: there is one.")
@@ -126,7 +156,7 @@ BOX_ACCURACY = BlockSpec(
     config=BoxAccuracyConfig,
     factory="fusionkit.blocks.metrics.boxes:BoxAccuracy",
     summary="Share of boxes with IoU at or above a threshold; an answer without a box is 0.",
-    examples=({}, {"threshold": 0.75}),
+    examples=({}, {"threshold": 0.75}, {"boxes": "first", "border": "missed"}),
 )
 
 MEAN_IOU = BlockSpec(
@@ -135,6 +165,7 @@ MEAN_IOU = BlockSpec(
     config=MeanIouConfig,
     factory="fusionkit.blocks.metrics.boxes:MeanIou",
     summary="Mean IoU of boxes; an answer without a box is 0.",
+    examples=({}, {"boxes": "first", "without_box": 0.5}),
 )
 
 POINT_ACCURACY = BlockSpec(
@@ -157,7 +188,7 @@ COUNT_ACCURACY = BlockSpec(
     config=CountAccuracyConfig,
     factory="fusionkit.blocks.metrics.text:CountAccuracy",
     summary="Share of counts exactly right, or within 1; `none` is 0, an answer without a number is wrong.",
-    examples=({}, {"within": 1}),
+    examples=({}, {"within": 1}, {"average": "counts"}),
 )
 
 EXACT_MATCH = BlockSpec(
@@ -173,8 +204,17 @@ POINTING = BlockSpec(
     family="metrics",
     config=PointingConfig,
     factory="fusionkit.blocks.metrics.pointing:Pointing",
-    summary="Precision, recall and F1 of points by optimal matching, within pixels or inside objects.",
+    summary="Precision, recall and F1 of points by optimal matching, within pixels or inside objects or masks.",
     examples=({}, {"tolerance": 3.0}, {"within": "box"}),
+)
+
+CAPTION_F1 = BlockSpec(
+    api=API_VERSION,
+    family="metrics",
+    config=CaptionF1Config,
+    factory="fusionkit.blocks.metrics.captions:CaptionF1",
+    summary="F1-cap: precision, recall and F1 of a description's statements, by a judge that compares words.",
+    examples=({}, {"words": 1.0}),
 )
 
 ANSWER_MATCH = BlockSpec(

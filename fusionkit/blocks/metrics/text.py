@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from typing import Self
 
 from fusionkit.blocks.metrics.specs import CountAccuracyConfig
 from fusionkit.blocks.metrics.tally import Tally
@@ -49,11 +53,16 @@ def read_count(text: str) -> int | None:
 
 
 class CountAccuracy(Tally):
-    """Share of count questions answered with the right number, or one at most `within` away."""
+    """Share of count questions answered with the right number, or one at most `within` away.
+
+    With `average: counts` every true number counts the same, however many questions have it.
+    """
 
     def __init__(self, config: CountAccuracyConfig, site: BlockSite | None = None) -> None:
         super().__init__(config, site)
         self.within = config.within
+        self.by_count = config.average == "counts"
+        self._true = array("q")
 
     def applies(self, turn: Turn) -> bool:
         return turn.kind == "count"
@@ -62,8 +71,19 @@ class CountAccuracy(Tally):
         wanted = read_count(turn.text)
         if wanted is None:
             raise DataError(f"{sample.provenance}: the answer to {turn.question!r} is {turn.text!r}, expected a number")
+        self._true.append(min(wanted, 2**63 - 1))
         found = read_count(prediction.text)
         return float(found is not None and abs(found - wanted) <= self.within)
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self._true += other._true
+
+    def weights(self) -> Sequence[float]:
+        if not self.by_count:
+            return super().weights()
+        often = Counter(self._true)
+        return [1 / often[count] for count in self._true]
 
 
 class ExactMatch(Tally):
