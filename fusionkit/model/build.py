@@ -31,7 +31,7 @@ def build(
     plan = source if isinstance(source, Plan) else plan_recipe(recipe)
     config = prepare_config(plan)
     with torch.device(device):
-        model = FusionVLM(config, pretrained=device != "meta")
+        model = FusionVLM(config, pretrained=device != "meta", decoder_dtype=dtype)
     if device != "meta":
         prepare_text(model, plan)
     return model if dtype is None else cast(FusionVLM, cast(nn.Module, model).to(dtype))

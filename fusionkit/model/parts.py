@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fusionkit import registry
 from fusionkit.errors import BuildError, FusionkitError
+from fusionkit.ops.precision import default_dtype
 from fusionkit.plugin import BlockConfig, BlockSite
 from fusionkit.recipe.plan import Node, Plan
 
@@ -31,8 +33,11 @@ class Parts:
     language_model: nn.Module | None
 
 
-def build_parts(plan: Plan, *, pretrained: bool) -> Parts:
-    """Build every block of a plan. With `pretrained` false nothing is read from disk or hub: weights are random."""
+def build_parts(plan: Plan, *, pretrained: bool, decoder_dtype: torch.dtype | None = None) -> Parts:
+    """Build every block of a plan. With `pretrained` false nothing is read from disk or hub: weights are random.
+
+    The language model, most of the weight, is built in `decoder_dtype` at once, never in fp32 first.
+    """
     streams = {
         name: StreamParts(
             _build(plan, stream.encoder, pretrained),
@@ -42,7 +47,8 @@ def build_parts(plan: Plan, *, pretrained: bool) -> Parts:
     }
     fusion = {node.name: _build(plan, node, pretrained) for node in plan.fusion}
     injectors = {node.name: _build(plan, node, pretrained) for node in plan.injectors}
-    decoder = None if plan.language_model_node is None else _build(plan, plan.language_model_node, pretrained)
+    with default_dtype(decoder_dtype or torch.get_default_dtype()):
+        decoder = None if plan.language_model_node is None else _build(plan, plan.language_model_node, pretrained)
     return Parts(streams, fusion, injectors, decoder)
 
 

@@ -70,6 +70,11 @@ class FusionProcessor(ProcessorMixin):
         return tuple(token_ids(self.tokenizer, coordinate_tokens(self._plan)))
 
     @property
+    def new_token_ids(self) -> tuple[int, ...]:
+        """Token ids of what the recipe added to the tokenizer: image and crop marks, and box tokens."""
+        return tuple(token_ids(self.tokenizer, self._plan.new_tokens))
+
+    @property
     def model_input_names(self) -> list[str]:
         return [
             "input_ids",
@@ -188,6 +193,10 @@ class FusionProcessor(ProcessorMixin):
             batch["labels"] = _pad_rows(labels, IGNORED, side)
         regions = [pictures.regions[slot[index]] if index in slot else () for index in range(len(samples))]
         return {**batch, "samples": list(samples), "turns": turns, "regions": regions}
+
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """A `data_collator` for transformers' Trainer: a batch as `batch` makes it, what is no tensor left out."""
+        return {name: value for name, value in self.batch(samples).items() if isinstance(value, Tensor)}
 
     def answer_text(self, answer: Sequence[Segment], size: Size | None) -> str:
         """An answer's segments as text, boxes and points written by the recipe's box tokenizer."""

@@ -22,6 +22,17 @@ def full_dtype() -> torch.dtype:
     return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within it, new parameters have this dtype: what is built so is never held in another one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 class FullPrecision(nn.Module):
     """A module whose own parameters and buffers stay at fp32 when the model is cast to a half type.
 

@@ -17,6 +17,7 @@ def check_train(planning: Planning) -> None:
     train = planning.recipe.train
     if train is None:
         return
+    _check_lora(planning)
     parts = list(module_addresses(planning.recipe))
     # The heads that objectives own are no part of the model, but they learn, at a rate that may be given.
     heads = [f"objectives.{name}" for stage in train.stages.values() for name in stage.objectives]
@@ -30,6 +31,20 @@ def check_train(planning: Planning) -> None:
             for argument, source in input_names(config).items():
                 place = f"{address}.objectives.{objective}.{argument}"
                 _check_source(planning, place, source)
+
+
+def _check_lora(planning: Planning) -> None:
+    """Quantised weights do not learn: a stage that trains such a decoder needs low-rank updates of it."""
+    train, decoder = planning.recipe.train, planning.recipe.language_model
+    if train is None:
+        return
+    if train.lora is not None and decoder is None:
+        planning.fault("train.lora", "the recipe has no language_model to update", "leave `lora` out")
+    if train.lora is None and (bits := getattr(decoder, "quantize", None)) is not None:
+        for name, stage in train.stages.items():
+            if any(address.partition(".")[0] == "language_model" for address in stage.trainable):
+                place = f"train.stages.{name}.trainable"
+                planning.fault(place, f"weights held in {bits} do not learn", "add `lora: {rank: 16}` under `train`")
 
 
 def _check_source(planning: Planning, place: str, source: str) -> None:

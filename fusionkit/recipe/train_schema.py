@@ -105,11 +105,25 @@ class Stage(Section):
     )
 
 
+class Lora(Section):
+    """Low-rank updates: `language_model` learns through them alone, and the checkpoint holds the sums. Needs PEFT."""
+
+    rank: PositiveInt = Field(16, description="Width of every update.")
+    alpha: float = Field(32.0, gt=0, description="An update counts alpha / rank times.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of an update's inputs that is dropped in training.")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="Last names of the decoder's linear layers to update, as q_proj; all of its blocks' if not given.",
+    )
+
+
 class Train(Section):
     """How a recipe learns. How it is executed (device, sharding, compilation) is said at run time, not here."""
 
     seed: NonNegativeInt = Field(0, description="Seed of initial weights and data order.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the forward and backward pass.")
+    precision: Literal["fp32", "bf16", "fp64"] = Field(
+        "fp32", description="Number format of the forward and backward pass; parameters are fp32, or fp64 with fp64."
+    )
     global_batch_size: PositiveInt = Field(32, description="Pictures per optimizer step, over all devices.")
     micro_batch_size: PositiveInt | None = Field(
         None, description="Pictures per forward pass and device; as many as the step leaves to a device if not given."
@@ -122,6 +136,10 @@ class Train(Section):
     schedule: Schedule = Field(default_factory=Cosine, description="How learning rates change over a stage.")
     learning_rates: dict[str, LearningRate] = Field(
         default_factory=dict, description="Learning rate by address; the longest prefix wins."
+    )
+    lora: Lora | None = Field(
+        None,
+        description="Wherever a stage trains `language_model`, train low-rank updates of it (and new rows) instead.",
     )
     log_every: PositiveInt = Field(10, description="Optimizer steps between lines of the log.")
     save_every: PositiveInt = Field(500, description="Optimizer steps between saved states.")

@@ -30,8 +30,8 @@ def rate_of(name: str, rates: Mapping[str, float]) -> float | None:
 
 
 def set_trainable(model: nn.Module, addresses: Iterable[str], where: str) -> None:
-    """Let the parameters in `addresses` learn and freeze all others."""
+    """Let the parameters in `addresses` learn and freeze all others; quantised ones, which are no floats, stay frozen."""
     wanted = tuple(addresses)
     check_addresses(model, wanted, where)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(lies_in(name, address) for address in wanted))
+        parameter.requires_grad_(parameter.is_floating_point() and any(lies_in(name, address) for address in wanted))

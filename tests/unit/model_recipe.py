@@ -57,6 +57,21 @@ def recipe(**changes: Any) -> dict[str, Any]:
     return base | changes
 
 
+def decoder(model_type: str = "qwen2", **fields: Any) -> dict[str, Any]:
+    """A `causal` language model small enough for every test; pass `language_model=decoder("llama")` to `recipe`."""
+    config = {
+        "model_type": model_type,
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "pad_token_id": 0,
+    }
+    return {"type": "causal", "tokenizer": "builtin:tiny", "config": config | fields}
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from fusionkit.blocks.language_models.quantized import quantize_decoder, require_bitsandbytes
 from fusionkit.blocks.language_models.specs import CausalConfig, decoder_config, describe_causal
 from fusionkit.errors import BuildError
 from fusionkit.hub import check_reachable, not_to_be_had
+from fusionkit.ops.precision import default_dtype
 from fusionkit.plugin import BlockSite, LanguageModelInfo
 
 PRETRAINED, RANDOM = "pretrained", "random"
@@ -43,12 +45,17 @@ def build_causal(config: CausalConfig, site: BlockSite) -> PreTrainedModel:
         raise BuildError(f"{site.address or 'language model'}: needs `info` (describe_causal(config)) in its site")
     rows = site.rows or info.vocab_size
     on_meta = torch.get_default_device().type == "meta"
-    model = _random(config, rows) if on_meta or config.weights == RANDOM else _loaded(config, info, rows)
+    if config.quantize is not None and not on_meta:
+        require_bitsandbytes(config.quantize)  # before gigabytes are read
+    with default_dtype(torch.bfloat16 if config.quantize else torch.get_default_dtype()):
+        model = _random(config, rows) if on_meta or config.weights == RANDOM else _loaded(config, info, rows)
     if on_meta:
         _compute_rotary_at_first_call(model)
     planned, found = describe_causal(config).count_params(rows), _count(model)
     if planned != found:
         raise BuildError(f"{info.name}: planned {planned} parameters with {rows} embedding rows, the model has {found}")
+    if config.quantize is not None and not on_meta:
+        quantize_decoder(model, config.quantize)
     return model
 
 

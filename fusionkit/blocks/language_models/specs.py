@@ -67,6 +67,10 @@ class CausalConfig(BlockConfig):
         description="Standard deviation of the embedding rows of a random decoder; its library's choice if not given.",
     )
     new_rows: NewRows = Field(NewRows(), description="How rows of added tokens start.")
+    quantize: Literal["4bit", "8bit"] | None = Field(
+        None,
+        description="Hold the decoder's linear layers in 4 (NF4) or 8 bits and the rest in bfloat16; needs bitsandbytes.",
+    )
 
     @field_validator("config")
     @classmethod
@@ -106,6 +110,8 @@ class TokenShiftConfig(CausalConfig):
 
     @model_validator(mode="after")
     def _from_scratch(self) -> Self:
+        if self.quantize is not None:
+            raise ValueError("quantize: token_shift is trained from scratch, and quantised weights do not train")
         if self.config is None:
             raise ValueError("token_shift builds from `config`; a pretrained `model` does not know shifted embeddings")
         if not isinstance(self.config.get("pad_token_id"), int):
