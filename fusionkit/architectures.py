@@ -1,6 +1,7 @@
 """The generated table of architectures: what is known of named models without importing their library.
 
-`architectures.json` has one section per library (`timm`, `transformers`), each from name to facts. It is written by
+`architectures.json` has a section for each kind of model (`timm`, decoders of `transformers`, its vision towers), each
+from name to facts. It is written by
 `python -m fusionkit.testing.architectures --write`; a test regenerates it, and building checks every entry used.
 Inside `asking_libraries()` names that are not listed are looked up in the library itself, which imports it.
 """
@@ -22,6 +23,7 @@ PATH = Path(__file__).with_name("architectures.json")
 LIBRARIES: Mapping[str, str] = {
     "timm": "fusionkit.blocks.encoders.timm_facts:ask",
     "transformers": "fusionkit.blocks.language_models.hub_facts:ask",
+    "transformers_vision": "fusionkit.blocks.encoders.tower_hub:ask",
 }
 """Who to ask for a name that is not listed: `ask(name) -> facts`, in the form they have in the table."""
 

@@ -4,8 +4,9 @@
     python -m fusionkit.testing.architectures --check       compare it with the installed libraries; exit code 1 if it differs
     python -m fusionkit.testing.architectures NAME          print the facts of a timm model, to paste under `info:`
 
-timm entries are measured on the meta device; transformers entries come from `fusionkit.testing.decoders` and must have
-the parameter count stated there.
+timm entries are measured on the meta device; decoders of transformers come from `fusionkit.testing.decoders` and must
+have the parameter count stated there, vision towers from `fusionkit.testing.vision_towers` and must agree with the timm
+model of the same weights.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from typing import Any
 
 from fusionkit.architectures import PATH
 from fusionkit.blocks.encoders.timm_facts import ask
+from fusionkit.blocks.encoders.tower_facts import LIBRARY
+from fusionkit.blocks.encoders.towers import read_statistics, read_tower
 from fusionkit.blocks.language_models.counts import read_decoder
 from fusionkit.errors import BuildError, FusionkitError
 from fusionkit.testing.decoders import DECODERS
+from fusionkit.testing.vision_towers import TOWERS, expected_difference
 
 TIMM_MODELS = (
     "convnext_base.dinov3_lvd1689m",
@@ -35,23 +39,28 @@ TIMM_MODELS = (
     "test_vit.r160_in1k",
     "test_vit2.r160_in1k",
     "test_vit3.r160_in1k",
+    "vit_7b_patch16_dinov3.lvd1689m",
     "vit_base_patch14_dinov2.lvd142m",
     "vit_base_patch14_reg4_dinov2.lvd142m",
     "vit_base_patch16_224.augreg_in21k",
     "vit_base_patch16_224.dino",
     "vit_base_patch16_224.mae",
     "vit_base_patch16_clip_224.openai",
+    "vit_base_patch16_clip_quickgelu_224.openai",
     "vit_base_patch16_dinov3.lvd1689m",
     "vit_base_patch16_siglip_224.v2_webli",
     "vit_base_patch16_siglip_256.v2_webli",
     "vit_base_patch16_siglip_384.v2_webli",
     "vit_base_patch16_siglip_512.v2_webli",
+    "vit_base_patch32_clip_quickgelu_224.openai",
     "vit_base_patch8_224.dino",
     "vit_giant_patch14_dinov2.lvd142m",
     "vit_giant_patch14_reg4_dinov2.lvd142m",
     "vit_huge_plus_patch16_dinov3.lvd1689m",
     "vit_large_patch14_clip_224.openai",
     "vit_large_patch14_clip_336.openai",
+    "vit_large_patch14_clip_quickgelu_224.openai",
+    "vit_large_patch14_clip_quickgelu_336.openai",
     "vit_large_patch14_dinov2.lvd142m",
     "vit_large_patch14_reg4_dinov2.lvd142m",
     "vit_large_patch16_dinov3.lvd1689m",
@@ -91,8 +100,34 @@ def transformers_section() -> dict[str, Any]:
     return {name: DECODERS[name] for name in sorted(DECODERS)}
 
 
+def towers_section(timm: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of each vision tower; raises BuildError when they are not those of its timm twin in `timm`."""
+    for name, known in TOWERS.items():
+        tower, twin = read_tower(known.facts["config"], where=name), timm[known.twin]
+        level, (other,) = tower.level(), twin["levels"]
+        statistics = read_statistics(known.facts["preprocessor"], where=name)
+        positions = tower.grid[0] * tower.grid[1]
+        expected = {
+            "depth": (level.depth, other["depth"]),
+            "width": (level.width, other["width"]),
+            "patch": ([*level.stride], other["stride"]),
+            "heads": (level.heads, other["heads"]),
+            "prefix_tokens": (tower.prefix_tokens, twin["prefix_tokens"]),
+            "statistics": ([[*values] for values in statistics], [twin["mean"], twin["std"]]),
+            "parameters": (
+                level.stem_params + level.depth * level.block_params - expected_difference(tower),
+                other["stem_params"] + positions * other["position_params"] + other["depth"] * other["block_params"],
+            ),
+        }
+        for fact, (found, wanted) in expected.items():
+            if found != wanted:
+                raise BuildError(f"{name}: {fact} {found}, its timm twin {known.twin} has {wanted}")
+    return {name: known.facts for name, known in TOWERS.items()}
+
+
 def table() -> dict[str, Any]:
-    return {"timm": timm_section(), "transformers": transformers_section()}
+    timm = timm_section()
+    return {"timm": timm, "transformers": transformers_section(), LIBRARY: towers_section(timm)}
 
 
 def render(content: Mapping[str, Mapping[str, Any]]) -> str:

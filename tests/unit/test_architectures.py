@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from fusionkit import architectures
-from fusionkit.blocks.encoders import counts, specs
+from fusionkit.blocks.encoders import counts, specs, towers
 from fusionkit.errors import BuildError, ShapeError
 from fusionkit.testing import architectures as generator
-from fusionkit.testing import decoders
+from fusionkit.testing import decoders, vision_towers
 
 REGENERATED = (
     "convnext_tiny.in12k_ft_in1k",
@@ -38,13 +38,37 @@ def test_entries_are_what_timm_says(name: str, table: dict[str, dict[str, dict[s
 def test_the_table_has_what_the_generator_lists(table: dict[str, dict[str, dict[str, object]]]) -> None:
     assert list(table["timm"]) == sorted(generator.TIMM_MODELS)
     assert table["transformers"] == generator.transformers_section()
+    assert table["transformers_vision"] == generator.towers_section(table["timm"])
     assert architectures.PATH.read_text(encoding="utf-8") == generator.render(table)
+
+
+@pytest.mark.parametrize("name", architectures.names("transformers_vision"))
+def test_every_vision_tower_plans(name: str) -> None:
+    listed = vision_towers.TOWERS[name]
+    size = None if "so400m-patch14-384" not in name else 378
+    info = specs.describe_transformers(specs.TransformersConfig(model=name, image_size=size))
+    twin = specs.describe_timm(specs.TimmConfig(model=listed.twin, image_size=info.input_size))
+    difference = vision_towers.expected_difference(towers.read_tower(listed.facts["config"]))
+    assert info.params((info.depth,)) == twin.params((twin.depth,)) + difference
+    assert info.flops((info.depth,)) == twin.flops((twin.depth,))
+    assert info.name == name
+
+
+def test_a_tower_that_differs_from_its_twin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "facebook/dinov2-small"
+    known = vision_towers.TOWERS[name]
+    wrong = {**known.facts, "config": {**known.facts["config"], "num_attention_heads": 12}}
+    monkeypatch.setitem(vision_towers.TOWERS, name, vision_towers.KnownTower(wrong, known.twin))
+    timm = json.loads(architectures.PATH.read_text(encoding="utf-8"))["timm"]
+    with pytest.raises(BuildError, match=r"facebook/dinov2-small: heads 12, its timm twin vit_small_.* has 6"):
+        generator.towers_section(timm)
 
 
 @pytest.mark.parametrize("name", architectures.names("timm"))
 def test_every_entry_plans(name: str, table: dict[str, dict[str, dict[str, object]]]) -> None:
     architecture = counts.Architecture.model_validate_json(json.dumps(table["timm"][name]))
-    assert architecture.hub_id == f"timm/{name}"
+    # The activation of CLIP is in the name, not in the weights.
+    assert architecture.hub_id == f"timm/{name.replace('_quickgelu', '')}"
     for level in architecture.levels:
         # A few names promise an input that is no multiple of their patch (384 at 14); see the test below.
         size = architecture.input_size[0] // level.stride[0] * level.stride[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,34 +12,13 @@ from torch import Tensor, nn
 
 from fusionkit.blocks.encoders.base import LayerEncoder
 from fusionkit.blocks.encoders.specs import TimmConfig
+from fusionkit.blocks.encoders.tap import LayerTap
 from fusionkit.blocks.encoders.timm_facts import Blocks, find_blocks, prune
 from fusionkit.errors import BuildError
 from fusionkit.hub import cached_file, check_reachable, not_to_be_had
 from fusionkit.plugin import BlockSite, EncoderInfo
 
 PRETRAINED, RANDOM = "pretrained", "random"
-
-
-class _Tap:
-    """Where the hooks of one encoder hand their layers to, while it runs."""
-
-    def __init__(self, prefix_tokens: int) -> None:
-        self.prefix_tokens = prefix_tokens
-        self.wanted: frozenset[int] = frozenset()
-        self.consume: Callable[[int, Tensor], None] | None = None
-
-    def offer(self, layer: int, x: Tensor) -> None:
-        """Pass a layer on if it is wanted, as x_BND without prefix; grids of channels are flattened row-major."""
-        if self.consume is not None and layer in self.wanted:
-            self.consume(layer, x.flatten(2).transpose(1, 2) if x.ndim == 4 else x[:, self.prefix_tokens :])
-
-
-def _offer_output(tap: _Tap, layer: int, block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tap.offer(layer, output)
-
-
-def _offer_input(tap: _Tap, block: nn.Module, inputs: tuple[Any, ...]) -> None:
-    tap.offer(0, inputs[0])
 
 
 class TimmEncoder(LayerEncoder):
@@ -60,23 +38,16 @@ class TimmEncoder(LayerEncoder):
         _compare(self.model, blocks, self.info)
         prune(self.model, blocks, self.kept)
         _compare_params(self.model, self.info, self.kept)
-        self._tap = _Tap(self.info.prefix_tokens)
-        # Set once: torch.compile traces hooks that are there, not hooks that come and go.
-        for layer, block in enumerate(blocks.items, start=1):
-            block.register_forward_hook(partial(_offer_output, self._tap, layer))
-        if self.kept:
-            blocks.items[0].register_forward_pre_hook(partial(_offer_input, self._tap))
+        self._tap = LayerTap(self.info.name, self.info.prefix_tokens, self.info.grid.tokens)
+        self._tap.attach(blocks.items)
 
     def run(self, x_BCHW: Tensor, wanted: frozenset[int], consume: Callable[[int, Tensor], None]) -> None:
         if self.on_meta and not x_BCHW.is_meta:
             self._compute_buffers()
-        self._tap.wanted, self._tap.consume = wanted, consume
-        try:
+        with self._tap.open(wanted, consume):
             last = cast(Any, self.model).forward_features(x_BCHW)
             if not self.kept:
                 self._tap.offer(0, last)
-        finally:
-            self._tap.consume = None
 
     def _compute_buffers(self) -> None:
         """Fill the buffers that no checkpoint holds (rotary frequencies), after a build without storage."""
