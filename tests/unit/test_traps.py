@@ -2,27 +2,33 @@
 
 `release N`: faults of the released CoME-VL code, as numbered in the notes this project was built from; `numerics N`:
 pitfalls of its measurements. Each line says what is checked and where; what no other test checks is checked below.
-Numbers that are missing concern code that has no counterpart here (dead branches, private data, its own launchers).
+All 31 faults and 14 pitfalls are here.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import pickle
+import pkgutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fusionkit
 from fusionkit import registry
-from fusionkit.geometry import Grid, LayerStackSpec, Size, TokenSpec
+from fusionkit.geometry import Grid, LayerStackSpec, Point, Size, TokenSpec
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.ops.diagnostics import orthogonality
 from fusionkit.ops.maps import OrthogonalMaps
 from fusionkit.ops.tokens import Tokens
 from fusionkit.plugin import BlockSite
+from fusionkit.sample import Prediction, Provenance, Sample, Turn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from model_recipe import recipe, sample
@@ -50,9 +56,24 @@ TRAPS: dict[str, tuple[str, list[str]]] = {
         "sizes come from the recipe, and are checked",
         ["unit/test_croppers.py::test_margins_must_be_whole_tokens"],
     ),
+    "release 5": (
+        "height and width keep their order, and crops need not be square",
+        [
+            f"{HERE}::test_crops_wider_than_high_are_read_row_by_row",
+            "property/test_connectors.py::test_plan_is_what_comes_out",
+        ],
+    ),
     "release 6": (
         "every stream gets its own resize and statistics",
         ["unit/test_croppers.py::test_resize_gives_every_stream_its_own_size_and_statistics"],
+    ),
+    "release 7": (
+        "writing points leaves them as they are, whole numbers too",
+        [f"{HERE}::test_points_are_written_without_being_changed"],
+    ),
+    "release 8": (
+        "no points is an answer in words",
+        ["unit/test_pixmo.py::test_every_part_becomes_its_question"],
     ),
     "release 9": (
         "no grid, prefix or width is a constant",
@@ -148,6 +169,31 @@ TRAPS: dict[str, tuple[str, list[str]]] = {
     ),
     "release 26": ("a box that cannot be read scores nothing", ["unit/test_metrics.py::test_boxes"]),
     "release 27": ("`none` counts as zero", ["unit/test_metrics.py::test_none_is_the_right_count_for_zero"]),
+    "release 28": (
+        "true points and answers are in the same pixels: an answer that is the truth scores 1",
+        [
+            f"{HERE}::test_a_perfect_answer_about_pixmo_points_scores_one",
+            "unit/test_answer_metrics.py::test_pointing_agrees_with_the_released_code",
+        ],
+    ),
+    "release 29": (
+        "points are found among words, on the very edge too, and none at all is a score of 0",
+        [
+            f"{HERE}::test_points_among_words_on_the_edge_and_out_of_range",
+            "unit/test_box_formats.py::test_molmo_points_agree_with_the_released_parser",
+        ],
+    ),
+    "release 30": (
+        "every sample is scored once, in order, and no error is swallowed",
+        [
+            "unit/test_evaluate.py::test_scores_are_what_the_answers_deserve",
+            f"{HERE}::test_no_error_is_swallowed",
+        ],
+    ),
+    "release 31": (
+        "every metric and every module of evaluation can be imported, and every metric is run",
+        [f"{HERE}::test_evaluation_can_be_imported", "conformance/test_builtin.py::test_conformance"],
+    ),
     "numerics 1": (
         "half precision never reaches a map",
         [
@@ -208,7 +254,10 @@ TRAPS: dict[str, tuple[str, list[str]]] = {
     ),
     "numerics 12": (
         "a crop of padding is the padding vector, exactly",
-        [f"{HERE}::test_a_crop_of_padding_is_the_padding_vector"],
+        [
+            f"{HERE}::test_a_crop_of_padding_is_the_padding_vector",
+            "unit/test_coverage.py::test_padding_of_a_picture_reaches_the_embeddings",
+        ],
     ),
     "numerics 13": (
         "layers cannot be counted twice, and no_sync windows lose no gradient",
@@ -237,6 +286,100 @@ def test_every_trap_has_tests_that_exist(trap: str) -> None:
     for name in names:
         path, _, function = name.partition("::")
         assert function in functions_of(path), f"{trap}: {name} is gone; name the test that checks: {what}"
+
+
+def test_the_list_is_whole() -> None:
+    assert list(TRAPS) == [*(f"release {n}" for n in range(1, 32)), *(f"numerics {n}" for n in range(1, 15))]
+
+
+def test_crops_wider_than_high_are_read_row_by_row() -> None:
+    """Six grey levels in two rows of three, through a 8x12 input with a patch of 4: six tokens in that order."""
+    level = torch.arange(6).reshape(2, 3, 1).expand(2, 3, 3) * 40
+    picture = Image.fromarray(level.repeat_interleave(40, 0).repeat_interleave(40, 1).to(torch.uint8).numpy())
+    encoders, croppers = registry.spec("encoders", "small_vit"), registry.spec("croppers", "resize")
+    zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    config = encoders.config(image_size=(8, 12), patch=4, width=8, depth=1, heads=1, mean=zero, std=one)
+    info = encoders.describe(config)
+    encoder = registry.factory(encoders)(config, BlockSite(info=info, layers=(0,)))
+    with torch.no_grad():
+        encoder.patches.weight.fill_(1 / 48)  # a token is the mean of its patch
+        encoder.patches.bias.zero_()
+        encoder.positions.zero_()
+        pixels = registry.factory(croppers)(croppers.config(), BlockSite()).split(picture, {"one": info}).pixels["one"]
+        (tokens,) = encoder.forward_layers(torch.from_numpy(pixels), (0,))
+    assert (tokens[0, :, 0] * 255 / 40).round().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_points_are_written_without_being_changed() -> None:
+    spec = registry.spec("box_tokenizers", "molmo_points")
+    tokenizer = registry.factory(spec)(spec.config(), BlockSite())
+    numbers = np.array([[320, 60], [16, 240]])  # whole numbers, as an array of integers gives them
+    points = [Point(*row) for row in numbers]
+    first = tokenizer.encode(points, Size(640, 480))
+    assert tokenizer.encode(points, Size(640, 480)) == first
+    assert [(point.x, point.y) for point in points] == [(320, 60), (16, 240)]
+    assert numbers.tolist() == [[320, 60], [16, 240]]
+    assert tokenizer.parse(first, Size(640, 480)).points == (Point(16, 240), Point(320, 60))
+
+
+def pointing(prediction: Prediction, turn: Turn, size: Size, **settings: object) -> dict[str, float]:
+    spec = registry.spec("metrics", "pointing")
+    metric = registry.factory(spec)(spec.config(**settings), BlockSite())
+    metric.update(prediction, turn, Sample(None, size, (turn,), Provenance("test", 0)))
+    found: dict[str, float] = metric.compute()
+    return found
+
+
+def test_a_perfect_answer_about_pixmo_points_scores_one(tmp_path: Path) -> None:
+    """From percent in the file to pixels, to text, back to pixels, to the score."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (200, 100)).save(tmp_path / "images" / "a.png")
+    row = {"image": "images/a.png", "label": "cats", "points": [{"x": 50, "y": 25.5}, {"x": 100, "y": 0}]}
+    (tmp_path / "points.jsonl").write_text(json.dumps(row) + "\n")
+    data = registry.spec("datasets", "pixmo")
+    sample = registry.factory(data)(data.config(root=str(tmp_path), parts=("points",)), BlockSite())[0]
+    spec = registry.spec("box_tokenizers", "molmo_points")
+    tokenizer = registry.factory(spec)(spec.config(), BlockSite())
+    text = tokenizer.encode(sample.turns[0].points, sample.size)
+    answer = Prediction(text, (), tokenizer.parse(text, sample.size).points)
+    scores = pointing(answer, sample.turns[0], sample.size, within="pixels", tolerance=0.2)
+    assert scores["pointing"] == scores["recall"] == scores["precision"] == 1
+
+
+def test_points_among_words_on_the_edge_and_out_of_range() -> None:
+    spec, size = registry.spec("box_tokenizers", "molmo_points"), Size(200, 100)
+    tokenizer = registry.factory(spec)(spec.config(), BlockSite())
+    turn = Turn("Point to it.", (Point(200, 100),), "point")
+    said = 'Counting the <point x="100.0" y="100.0" alt="cat">cat</point> shows a total of 1.'
+    found = tokenizer.parse(said, size)
+    assert found.points == (Point(200, 100, "cat"),)
+    assert pointing(Prediction(said, (), found.points), turn, size, within="pixels", tolerance=3)["pointing"] == 1
+    beyond = tokenizer.parse('<point x="250.0" y="300.0" alt="cat">cat</point>', size)
+    assert not beyond.points
+    assert beyond.malformed
+    assert pointing(Prediction("", (), beyond.points), turn, size)["pointing"] == 0
+
+
+def test_no_error_is_swallowed() -> None:
+    """No `except:` and no `except Exception:` whose body does nothing."""
+    for path in (TESTS.parent / "fusionkit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                where = f"{path.name}:{node.lineno}"
+                assert node.type is not None, where
+                broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+                assert not (broad and all(isinstance(each, ast.Pass) for each in node.body)), where
+
+
+def test_evaluation_can_be_imported() -> None:
+    import fusionkit.blocks.metrics
+    import fusionkit.evaluate
+
+    for package in (fusionkit.evaluate, fusionkit.blocks.metrics):
+        names = [found.name for found in pkgutil.iter_modules(package.__path__)]
+        assert names
+        for name in names:
+            importlib.import_module(f"{package.__name__}.{name}")
 
 
 def test_every_parameter_of_a_model_is_used() -> None:
