@@ -83,7 +83,7 @@ class ModuleSubject(Subject):
                     parameter.fill_(0.5)
                 else:
                     noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                    parameter.add_(noise.to(parameter), alpha=0.1)
+                    parameter.add_(noise.to(parameter), alpha=_noise(parameter))
         return module
 
     @cached_property
@@ -278,6 +278,11 @@ class LayerInjectorSubject(InjectorSubject):
         none = torch.zeros_like(self.image_mask(arguments))
         placement = Placement.of(none, torch.zeros(0, dtype=torch.long), self.tokens.tokens)
         return {**arguments, "tokens": tokens._replace(x_BND=tokens.x_BND[:0]), "placement": placement}
+
+
+def _noise(parameter: Tensor) -> float:
+    """How far to move a parameter: 0.1, or less for a matrix so wide that its noise would amplify what it maps."""
+    return 0.1 if parameter.ndim < 2 else min(0.1, 0.5 * parameter[0].numel() ** -0.5)
 
 
 def tensors_of(arguments: Any) -> list[Tensor]:

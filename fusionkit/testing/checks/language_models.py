@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fusionkit.plugin import BlockSite, LanguageModelInfo
 from fusionkit.testing import fakes
+from fusionkit.testing.flops import count_flops
 from fusionkit.testing.subjects import Subject, require
 
 TOKENS = 24
@@ -70,9 +70,8 @@ def check_rows_and_width(subject: LanguageModelSubject) -> None:
 def check_flops(subject: LanguageModelSubject) -> None:
     """The described FLOPs of a sequence are counted ones within 1 %, the head applied to the last token only."""
     embeds = fakes.random((1, TOKENS, subject.info.width))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        subject.model(inputs_embeds=embeds, logits_to_keep=1)
-    found, planned = counter.get_total_flops(), subject.info.count_flops(TOKENS)
+    found = count_flops(partial(subject.model, inputs_embeds=embeds, logits_to_keep=1))
+    planned = subject.info.count_flops(TOKENS)
     # The head is described with the rows the decoder came with, here it has a few more.
     found -= 2 * subject.info.width * (subject.rows - subject.info.vocab_size)
     require(abs(found - planned) <= 0.01 * planned, f"described {planned} FLOPs for {TOKENS} tokens, counted {found}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from fusionkit.errors import ShapeError
 from fusionkit.geometry import LayerStackSpec
 from fusionkit.testing import fakes
 from fusionkit.testing.checks.guarantees import STEP_GUARANTEES
 from fusionkit.testing.checks.modules import MODULE_CHECKS
+from fusionkit.testing.flops import count_flops
 from fusionkit.testing.subjects import CheckFailed, StepSubject, relative_error, replace_tensors, require
 
 
@@ -47,11 +49,10 @@ def check_parameter_count(subject: StepSubject) -> None:
 def check_flops(subject: StepSubject) -> None:
     """The plan's FLOPs are those of one crop's matrix products at inference, within 1 %."""
     module, arguments = subject.module, subject.arguments(batch=1)
+    call = partial(subject.call, module, arguments)
     with torch.no_grad():
-        subject.call(module, arguments)  # what is computed once (folds, tables) is no cost per crop
-        with FlopCounterMode(display=False) as counter:
-            subject.call(module, arguments)
-    found, planned = counter.get_total_flops(), subject.plan.flops
+        call()  # what is computed once (folds, tables) is no cost per crop
+    found, planned = count_flops(call), subject.plan.flops
     require(abs(found - planned) <= 0.01 * planned, f"planned {planned} FLOPs per crop, counted {found}")
 
 
