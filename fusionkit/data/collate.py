@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.sample import Sample
 
 
 class Collate:
-    """Picklable `collate_fn`: pads rows and prepares every picture once."""
+    """Picklable `collate_fn`: pads rows and prepares every picture once; with `double`, numbers are fp64."""
 
-    def __init__(self, processor: FusionProcessor, turns_per_sample: int | None) -> None:
+    def __init__(self, processor: FusionProcessor, turns_per_sample: int | None, *, double: bool = False) -> None:
         self.processor = processor
         self.turns_per_sample = turns_per_sample
+        self.double = double
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        return self.processor.batch(samples, self.turns_per_sample)
+        batch = self.processor.batch(samples, self.turns_per_sample)
+        return {name: self._wide(value) for name, value in batch.items()} if self.double else batch
+
+    @staticmethod
+    def _wide(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

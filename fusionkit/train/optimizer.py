@@ -58,8 +58,12 @@ def make_optimizer(settings: AdamW | Muon, assigned: Sequence[Assigned]) -> torc
 
 
 def _groups(assigned: Sequence[Assigned]) -> list[dict[str, Any]]:
-    ordered = sorted(assigned, key=lambda item: (item.learning_rate, item.weight_decay))
+    """Skew has a group of its own: it is kept whole where others are divided, and such tensors do not mix."""
+
+    def key(item: Assigned) -> tuple[float, float, bool]:
+        return item.learning_rate, item.weight_decay, item.role == "skew"
+
     return [
         {"params": [item.parameter for item in items], "lr": rate, "weight_decay": decay}
-        for (rate, decay), items in groupby(ordered, lambda item: (item.learning_rate, item.weight_decay))
+        for (rate, decay, _), items in groupby(sorted(assigned, key=key), key)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -12,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fusionkit.errors import CheckpointError
+from fusionkit.train import world
 
 
 class Progress(TrainerCallback):
@@ -96,16 +98,42 @@ class JsonLog(TrainerCallback):
                 raise CheckpointError(f"{self.path}: cannot write the log: {error.strerror or error}") from error
 
 
-class StopOnSignal(TrainerCallback):
-    """Ctrl-C and SIGTERM end the current step, save, and stop; a second signal stops at once."""
+class Stopping(TrainerCallback):
+    """Saves and stops after the step at which `due` says so."""
+
+    def due(self, step: int) -> bool:
+        raise NotImplementedError
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.due(state.global_step):
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class StopAfter(Stopping):
+    """A planned interruption after a number of optimizer steps of the stage."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def due(self, step: int) -> bool:
+        return step >= self.step
+
+
+class StopOnSignal(Stopping):
+    """Ctrl-C and SIGTERM end the current step, save, and stop; a second signal stops at once.
+
+    Processes that train together stop at the same step, whichever of them got the signal.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,19 +145,5 @@ class StopOnSignal(TrainerCallback):
             raise KeyboardInterrupt
         self.received = number
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.received is not None:
-            control.should_save = True
-            control.should_training_stop = True
-
-
-class StopAfter(TrainerCallback):
-    """Stops and saves after a number of optimizer steps of the stage: a planned interruption."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step >= self.step:
-            control.should_save = True
-            control.should_training_stop = True
+    def due(self, step: int) -> bool:
+        return world.any_of(self.received is not None)

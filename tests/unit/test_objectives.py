@@ -107,13 +107,17 @@ def tokens(crops: int = 1, width: int = 3, frame: Frame | None = None) -> Tokens
     return Tokens(x_BND, Grid(4, 4), *([] if frame is None else [frame]))
 
 
+def targets(given: Tokens, batch: dict[str, Any], least_cover: float) -> Any:
+    return patch_targets(given.grid, given.frame, batch, least_cover)
+
+
 RED = {"colour": "red"}
 BLUE = {"colour": "blue"}
 
 
 def test_a_token_belongs_to_the_object_that_covers_most_of_its_cell() -> None:
     left, right = SceneObject(Box(0, 0, 13, 10), RED), SceneObject(Box(13, 0, 30, 10), BLUE)
-    truth = patch_targets(tokens(), scene(left, right), 0.3)
+    truth = targets(tokens(), scene(left, right), 0.3)
     assert truth.on_object_CN[0].nonzero()[:, 0].tolist() == [0, 1, 2]
     assert truth.tokens_M.tolist() == [0, 1, 2]
     assert truth.objects_M == (left, right, right)  # the second cell is 30 % left, 70 % right
@@ -122,23 +126,23 @@ def test_a_token_belongs_to_the_object_that_covers_most_of_its_cell() -> None:
 
 def test_a_cell_covered_too_little_is_background() -> None:
     small = SceneObject(Box(0, 0, 5, 5), RED)
-    assert patch_targets(tokens(), scene(small), 0.25).on_object_CN.sum() == 1
-    assert patch_targets(tokens(), scene(small), 0.26).on_object_CN.sum() == 0
+    assert targets(tokens(), scene(small), 0.25).on_object_CN.sum() == 1
+    assert targets(tokens(), scene(small), 0.26).on_object_CN.sum() == 0
 
 
 def test_cells_follow_the_crop_and_the_frame() -> None:
     thing = SceneObject(Box(20, 20, 25, 25), RED)
     crops = (Box(0, 0, 20, 20), Box(20, 20, 40, 40))
-    truth = patch_targets(tokens(2), scene(thing, regions=crops), 0.9)
+    truth = targets(tokens(2), scene(thing, regions=crops), 0.9)
     assert (truth.crops_M.tolist(), truth.tokens_M.tolist()) == ([1], [0])
-    framed = patch_targets(tokens(frame=Frame(0.5, 0.5, 1.0, 1.0)), scene(thing), 0.9)
+    framed = targets(tokens(frame=Frame(0.5, 0.5, 1.0, 1.0)), scene(thing), 0.9)
     assert framed.tokens_M.tolist() == [0]
     assert framed.cells_M4.tolist() == [[20, 20, 25, 25]]
 
 
 def test_samples_without_objects_cannot_teach_patches() -> None:
     with pytest.raises(DataError, match="scene:7: patch objectives need samples with annotated objects"):
-        patch_targets(tokens(), scene(), 0.3)
+        targets(tokens(), scene(), 0.3)
 
 
 def site(width: int) -> BlockSite:
@@ -279,3 +283,30 @@ def test_the_penalty_names_a_stream_and_a_step() -> None:
 
     with pytest.raises(ValidationError, match=r"name the stream and its step, for example only\.mix"):
         OrthogonalityPenaltyConfig(mixer="only")
+
+
+def test_objectives_say_what_their_losses_are_means_over() -> None:
+    """Halves weighed by it give the loss of the whole."""
+    left, right = SceneObject(Box(0, 0, 13, 10), RED), SceneObject(Box(13, 0, 40, 20), BLUE)
+    torch.manual_seed(0)
+    labels = PatchLabels(PatchLabelsConfig(stream="semantic", labels={"colour": ("red", "blue")}), site(3))
+    boxes = PatchBoxes(PatchBoxesConfig(stream="semantic"), site(3))
+    halves = [scene(left), scene(left, right)]
+    whole = {key: [*halves[0][key], *halves[1][key]] for key in ("samples", "regions")}
+    given = tokens(2)
+    for objective in (labels, boxes):
+        counts = [objective.items_in(half) for half in halves]
+        parts = [
+            patch_loss(objective, given._replace(x_BND=given.x_BND[n : n + 1]), half) for n, half in enumerate(halves)
+        ]
+        for name, expected in patch_loss(objective, given, whole).items():
+            total = sum(count[name] for count in counts)
+            weighed = sum(part[name] * count[name] / total for part, count in zip(parts, counts, strict=True))
+            assert weighed == pytest.approx(expected, rel=1e-6), name
+    assert objective.items_in(whole) == {name: counts[0][name] + counts[1][name] for name in counts[0]}
+
+
+def test_a_batch_without_a_token_on_an_object_has_no_label_loss() -> None:
+    labels = PatchLabels(PatchLabelsConfig(stream="semantic", labels={"colour": ("red", "blue")}), site(3))
+    found = patch_loss(labels, tokens(), scene(SceneObject(Box(0, 0, 1, 1), RED)))
+    assert found["colour"] == 0.0

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fusionkit.blocks.objectives.specs import AnswerTokensConfig
 from fusionkit.errors import UsageError
+from fusionkit.ops.precision import at_least_fp32
 from fusionkit.plugin import BlockSite
 
 IGNORED = -100
@@ -42,11 +43,15 @@ class AnswerTokens(nn.Module):
         if not kept_BT.any():
             raise UsageError("a batch has no answer tokens: check that the samples have answers")
         targets_M = targets_BT[kept_BT]
-        log_p_MV = F.log_softmax(logits_BTV[:, :-1][kept_BT].float(), dim=-1)
+        log_p_MV = F.log_softmax(at_least_fp32(logits_BTV[:, :-1][kept_BT]), dim=-1)
         loss_M = -log_p_MV.gather(1, targets_M[:, None])[:, 0]
         if self.soft_labels:
             loss_M = torch.where(*self._soft(log_p_MV, targets_M), loss_M)
         return {"tokens": self.weight * loss_M.mean()}
+
+    def items_in(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """The answer tokens of a batch, which the loss is a mean over."""
+        return {"tokens": float((batch["labels"][:, 1:] != IGNORED).sum())}
 
     def _soft(self, log_p_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
         """Which targets are coordinates, and the loss of each as if it were one."""

@@ -28,19 +28,29 @@ class PatchLabels(nn.Module):
         self.config = config
         self.streams = (config.stream,)
         sizes = [len(values) for values in config.labels.values()]
-        self.head = nn.Linear(site.inputs[config.stream].width, 1 + sum(sizes))
+        self.spec = site.tokens(config.stream)
+        self.head = nn.Linear(self.spec.width, 1 + sum(sizes))
         self._sizes = sizes
 
     def forward(self, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         tokens = outputs.streams[self.config.stream]
-        truth = patch_targets(tokens, batch, self.config.least_cover)
+        truth = patch_targets(tokens.grid, tokens.frame, batch, self.config.least_cover, tokens.x_BND.device)
         scores_CNK = self.head(tokens.x_BND)
-        losses = {"objectness": F.binary_cross_entropy_with_logits(scores_CNK[..., 0], truth.on_object_CN.float())}
+        on_object_CN = truth.on_object_CN.to(scores_CNK.dtype)
+        losses = {"objectness": F.binary_cross_entropy_with_logits(scores_CNK[..., 0], on_object_CN)}
         on_MK = scores_CNK[truth.crops_M, truth.tokens_M, 1:]
         for (label, values), scores_MV in zip(self.config.labels.items(), on_MK.split(self._sizes, dim=1), strict=True):
             wanted = [self._value(item.labels, label, values) for item in truth.objects_M]
-            losses[label] = F.cross_entropy(scores_MV, torch.tensor(wanted, device=scores_MV.device))
+            truth_M = torch.tensor(wanted, dtype=torch.long, device=scores_MV.device)
+            # A sum over the number, which is 0 where the mean of nothing would be NaN.
+            losses[label] = F.cross_entropy(scores_MV, truth_M, reduction="sum") / max(1, len(wanted))
         return {name: self.config.weight * loss for name, loss in losses.items()}
+
+    def items_in(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """What the losses are means over: all tokens, and the tokens on objects."""
+        truth = patch_targets(self.spec.grid, self.spec.frame, batch, self.config.least_cover)
+        on_objects = float(len(truth.objects_M))
+        return {"objectness": float(truth.on_object_CN.numel()), **dict.fromkeys(self.config.labels, on_objects)}
 
     def _value(self, labels: Mapping[str, str], label: str, values: tuple[str, ...]) -> int:
         value = labels.get(label)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusionkit.errors import DataError
-from fusionkit.ops.tokens import Tokens
+from fusionkit.geometry import Frame, Grid
 from fusionkit.sample import SceneObject
 
 
@@ -29,12 +29,13 @@ class PatchTargets:
     cells_M4: Tensor
 
 
-def patch_targets(tokens: Tokens, batch: Mapping[str, Any], least_cover: float) -> PatchTargets:
-    """Give each token the object that covers most of its cell, if that is at least `least_cover` of it.
+def patch_targets(
+    grid: Grid, frame: Frame, batch: Mapping[str, Any], least_cover: float, device: torch.device | None = None
+) -> PatchTargets:
+    """Give each token of a grid (in its frame of the crop) the object that covers most of its cell, if that is at least `least_cover` of it.
 
     Raises DataError when the samples carry no objects.
     """
-    grid = tokens.grid
     crops = [
         (sample, region)
         for sample, regions in zip(batch["samples"], batch["regions"], strict=True)
@@ -45,7 +46,6 @@ def patch_targets(tokens: Tokens, batch: Mapping[str, Any], least_cover: float) 
         raise DataError(f"{where}: patch objectives need samples with annotated objects, and these have none")
     columns_N = torch.arange(grid.tokens) % grid.width
     rows_N = torch.arange(grid.tokens) // grid.width
-    frame = tokens.frame
     on_object, found_crop, found_token, found_object, found_cell = [], [], [], [], []
     for number, (sample, region) in enumerate(crops):
         step_x = (frame.x1 - frame.x0) * (region.x1 - region.x0) / grid.width
@@ -64,7 +64,6 @@ def patch_targets(tokens: Tokens, batch: Mapping[str, Any], least_cover: float) 
             found_token.append(token)
             found_object.append(sample.objects[int(owner_N[token])])
             found_cell.append((x0_N[token], y0_N[token], x0_N[token] + step_x, y0_N[token] + step_y))
-    device = tokens.x_BND.device
     return PatchTargets(
         torch.stack(on_object).to(device),
         torch.tensor(found_crop, dtype=torch.long, device=device),
