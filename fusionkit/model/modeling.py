@@ -53,6 +53,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     supports_gradient_checkpointing = True
+    _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012  (the decoder says what it ties; PEFT looks here first)
 
     def __init__(
         self, config: FusionConfig, *, pretrained: bool = False, decoder_dtype: torch.dtype | None = None
@@ -74,6 +75,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
         if parts.language_model is not None:
             decoder: Any = parts.language_model
             config.text_config = decoder.config
+            config.tie_word_embeddings = decoder.config.tie_word_embeddings
             self.generation_config = decoder.generation_config
             watch_blocks(decoder, self.layer_injectors().values())
         self._runtime = Runtime()

@@ -129,6 +129,8 @@ def _from_pretrained(source: str, described: PreTrainedConfig, **options: Any) -
             dtype=torch.get_default_dtype(),
             use_safetensors=True,
             output_loading_info=True,
+            # Where PEFT is installed transformers looks for an adapter, in the network too unless told twice.
+            adapter_kwargs={"local_files_only": options.get("local_files_only", False)},
             **options,
         )
     except (RuntimeError, ValueError) as error:
