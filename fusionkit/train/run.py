@@ -22,6 +22,7 @@ from transformers import set_seed
 from fusionkit.errors import CheckpointError, UsageError
 from fusionkit.model.build import build
 from fusionkit.model.checkpoint import SAVE_ERRORS, failure, save_checkpoint
+from fusionkit.model.lora import add_lora, merge_lora
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.recipe import Recipe
@@ -147,7 +148,8 @@ def _train_stages(run: Run, planned: Plan, output: Path) -> int:
         for name in (LOG_FILE, SKIPPED_FILE):
             if (run.partial / name).exists():
                 extra[name] = (run.partial / name).read_text(encoding="utf-8")
-        model.requires_grad_(True)
+        if run.settings.lora is not None:
+            merge_lora(model)
         if run.settings.precision == "fp64":
             cast(nn.Module, model).float()
         save_checkpoint(output, model, processor, extra)
@@ -170,6 +172,8 @@ def _finished(run: Run, stages: int) -> int:
 
 def _fresh(run: Run, planned: Plan) -> FusionVLM:
     model = build(planned)
+    if run.settings.lora is not None:
+        add_lora(model, **run.settings.lora.model_dump())
     return cast(FusionVLM, cast(nn.Module, model).double()) if run.settings.precision == "fp64" else model
 
 

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from fusionkit.data.collate import Collate
 from fusionkit.data.mixture import Mixture, dataset_length
 from fusionkit.errors import UsageError
+from fusionkit.model.lora import freeze_base
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.new_rows import train_only_rows
 from fusionkit.model.parts import build_object
@@ -71,12 +72,14 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
     sharded = run.execution.shard == "fsdp2" and world.size() > 1
 
     set_trainable(model, stage.trainable, f"{where}.trainable")
+    if settings.lora is not None:
+        freeze_base(model)
     objectives = build_objectives(stage, name, model, processor, settings.seed + 1000 * (number + 1))
     wrapped = StageModel(model, objectives, uniform=sharded).to(arguments.device)
     if settings.precision == "fp64":
         wrapped.double()  # the objectives' heads; the model is already
     _checkpoint_activations(model, run.execution)
-    new_ids = _rows_that_learn(wrapped, model, processor, stage)
+    new_ids = _rows_that_learn(wrapped, model, processor, stage, low_rank=settings.lora is not None)
     with ExitStack() as handles:
         for handle in train_only_rows(model.language_model, new_ids) if new_ids else ():  # type: ignore[arg-type]
             handles.callback(handle.remove)
@@ -148,9 +151,11 @@ def _tables(model: FusionVLM) -> list[tuple[torch.nn.Parameter, str]]:
     return [(table.weight, name) for table, name in found if table is not None]
 
 
-def _rows_that_learn(wrapped: StageModel, model: FusionVLM, processor: FusionProcessor, stage: Stage) -> Sequence[int]:
-    """Ids of the new tokens, when the language model is frozen and their embedding rows learn all the same."""
-    learns_text = any(
+def _rows_that_learn(
+    wrapped: StageModel, model: FusionVLM, processor: FusionProcessor, stage: Stage, *, low_rank: bool
+) -> Sequence[int]:
+    """Ids of the new tokens, when the language model's own weights are frozen and these embedding rows learn all the same."""
+    learns_text = not low_rank and any(
         "language_model".startswith(address) or lies_in(address, "language_model") for address in stage.trainable
     )
     if not wrapped.needs_text or learns_text or not model.config.new_tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fusionkit.model.lora import add_lora, lora_config, merge_lora
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.sample import Sample
+from fusionkit.train.run import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from model_recipe import decoder, picture, recipe, sample
@@ -176,6 +178,29 @@ def training(**changes: Any) -> dict[str, Any]:
     return recipe(language_model=decoder(tie_word_embeddings=True), sequence_length=256, train=train | changes)
 
 
+def test_a_recipe_trains_updates_and_new_rows_and_keeps_their_sum(tmp_path: Path) -> None:
+    asked = fusionkit.load_recipe(training())
+    rows: list[Any] = []
+    finished = train(asked, tmp_path / "run", on_stage=lambda _, audit: rows.extend(audit))
+    learns = {row.address: row.parameters for row in rows if row.trainable}
+    assert 0 < learns["language_model"] < sum(row.parameters for row in rows if row.address == "language_model")
+    model, processor = load_checkpoint(finished.folder, expect=asked)
+    torch.manual_seed(0)
+    start = fusionkit.build(asked).state_dict()
+    end = model.state_dict()
+    assert end.keys() == start.keys()
+    assert not torch.equal(
+        end["language_model.model.layers.0.mlp.up_proj.weight"],
+        start["language_model.model.layers.0.mlp.up_proj.weight"],
+    )
+    assert torch.equal(end["language_model.model.norm.weight"], start["language_model.model.norm.weight"])
+    table = "language_model.model.embed_tokens.weight"
+    changed = (end[table] != start[table]).any(dim=1).nonzero().flatten().tolist()
+    assert changed
+    assert set(changed) <= set(processor.new_token_ids)
+    assert json.loads((finished.folder / "recipe.json").read_text())["train"]["lora"]["rank"] == 2
+
+
 def test_lora_needs_a_decoder() -> None:
     without = {
         key: value for key, value in training().items() if key not in ("language_model", "injectors", "box_tokenizer")
@@ -228,3 +253,16 @@ def test_a_decoder_in_few_bits_answers_saves_and_loads(bits: str, tmp_path: Path
     state = model.state_dict()
     again.load_state_dict(state)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in state.items())
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_lora_on_few_bits_trains_and_merges(bits: str, tmp_path: Path) -> None:
+    asked = training()
+    asked["language_model"] |= {"quantize": bits}
+    finished = train(fusionkit.load_recipe(asked), tmp_path / "run")
+    model, processor = load_checkpoint(finished.folder)
+    assert torch.isfinite(logits(model, processor)).all()
+    torch.manual_seed(0)
+    start = fusionkit.build(asked).state_dict()["language_model.model.layers.0.mlp.up_proj.weight"]
+    assert not torch.equal(model.state_dict()["language_model.model.layers.0.mlp.up_proj.weight"], start)
