@@ -20,6 +20,12 @@ class Runtime(BaseModel):
         True,
         description="At inference, hand each selected layer to the mixer as it is computed instead of keeping all.",
     )
+    mix_chunk: int = Field(
+        1,
+        ge=1,
+        description="With stream_layers: how many layers are added at a time. More is faster where passes over the sum "
+        "are slow, and holds that many more layers; the mixer's `begin` must take it.",
+    )
     attention: Literal["sdpa", "eager", "xformers", "flex"] = Field(
         "sdpa", description="Backend of the attention inside fusion blocks; an unusable one is an error."
     )

@@ -91,7 +91,8 @@ class Stream(nn.Module):
         if torch.is_grad_enabled() or not runtime.stream_layers or not hasattr(mixer, "begin"):
             return cast(Tensor, mixer(self._layers(pixels_BCHW, runtime)))
         layers = self.plan.layers
-        state = mixer.begin()
+        # One at a time is what every `begin()` does; only those that take a chunk can do more.
+        state = mixer.begin() if runtime.mix_chunk == 1 else mixer.begin(runtime.mix_chunk)
 
         def consume(layer: int, x_BND: Tensor) -> None:
             nonlocal state
