@@ -295,6 +295,13 @@ class EncoderInfo:
     `input_size`, `stride` are (height, width) in pixels; `mean` and `std` per RGB channel for pixels in 0..1;
     `count_params(deepest)` counts the encoder pruned after layer `deepest` (final norm and head removed) and
     `count_flops(deepest, grid)` its forward cost for one crop.
+
+    All layers an encoder hands out lie on one grid, that of `stride`. One that computes them at several strides
+    resamples them itself, and declares it: `layer_strides` has the stride at which each layer 0..depth is computed.
+
+    With `reads_coverage` the encoder takes pictures of any shape inside its input (NaFlex): `forward_layers` and `tap`
+    get a keyword `coverage_BN`, the share of each token's cell that shows the picture (None: all of it), and must not
+    let cells without any picture touch the others. The tokens of such cells are marked invalid for what follows.
     """
 
     depth: int
@@ -308,6 +315,8 @@ class EncoderInfo:
     count_params: Callable[[int], int]
     count_flops: Callable[[int, Grid], int]
     name: str = ""
+    layer_strides: tuple[tuple[int, int], ...] = ()
+    reads_coverage: bool = False
 
     @property
     def grid(self) -> Grid:
