@@ -63,11 +63,13 @@ class Stream(nn.Module):
     def _run(self, pixels_BCHW: Tensor, runtime: Runtime, coverage_BN: Tensor | None) -> Tokens:
         nodes = self.plan.steps
         if nodes and nodes[0].family == "mixers":
-            first, x_BND = nodes[0].name, self._mix(pixels_BCHW, self.steps[nodes[0].name], runtime)
+            first, x_BND = nodes[0].name, self._mix(pixels_BCHW, self.steps[nodes[0].name], runtime, coverage_BN)
             nodes = nodes[1:]
         else:
-            first, x_BND = ENCODER, self._layers(pixels_BCHW, runtime)[0]
-        start = Tokens(x_BND, self.plan.stack.grid, self.plan.stack.frame, coverage_BN=coverage_BN)
+            first, x_BND = ENCODER, self._layers(pixels_BCHW, runtime, coverage_BN)[0]
+        # Where such an encoder saw no picture it says nothing; others encode padding as they encode anything.
+        valid_BN = coverage_BN > 0 if self.plan.info.reads_coverage and coverage_BN is not None else None
+        start = Tokens(x_BND, self.plan.stack.grid, self.plan.stack.frame, valid_BN, coverage_BN=coverage_BN)
         if runtime.check_finite and first != ENCODER:
             require_finite(x_BND, self.plan.steps[0].address, self.steps[first])
         return _run_steps(self.steps, nodes, {first: start}, runtime)
@@ -76,9 +78,14 @@ class Stream(nn.Module):
         """Frozen encoders run without a graph, whatever follows them."""
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.encoder.parameters())
 
-    def _layers(self, pixels_BCHW: Tensor, runtime: Runtime) -> list[Tensor]:
+    def _options(self, coverage_BN: Tensor | None) -> dict[str, Tensor | None]:
+        """What the encoder takes besides pixels and layers."""
+        return {"coverage_BN": coverage_BN} if self.plan.info.reads_coverage else {}
+
+    def _layers(self, pixels_BCHW: Tensor, runtime: Runtime, coverage_BN: Tensor | None) -> list[Tensor]:
+        encode = cast(Any, self.encoder).forward_layers
         with torch.set_grad_enabled(self._encoder_grad()):
-            found = cast(list[Tensor], cast(Any, self.encoder).forward_layers(pixels_BCHW, self.plan.layers))
+            found = cast(list[Tensor], encode(pixels_BCHW, self.plan.layers, **self._options(coverage_BN)))
         if runtime.check_finite:
             for layer, x_BND in zip(self.plan.layers, found, strict=True):
                 self._check_layer(layer, x_BND)
@@ -87,9 +94,9 @@ class Stream(nn.Module):
     def _check_layer(self, layer: int, x_BND: Tensor) -> None:
         require_finite(x_BND, f"{self.plan.encoder.address}: layer {layer}", self.encoder)
 
-    def _mix(self, pixels_BCHW: Tensor, mixer: Any, runtime: Runtime) -> Tensor:
+    def _mix(self, pixels_BCHW: Tensor, mixer: Any, runtime: Runtime, coverage_BN: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() or not runtime.stream_layers or not hasattr(mixer, "begin"):
-            return cast(Tensor, mixer(self._layers(pixels_BCHW, runtime)))
+            return cast(Tensor, mixer(self._layers(pixels_BCHW, runtime, coverage_BN)))
         layers = self.plan.layers
         # One at a time is what every `begin()` does; only those that take a chunk can do more.
         state = mixer.begin() if runtime.mix_chunk == 1 else mixer.begin(runtime.mix_chunk)
@@ -100,7 +107,7 @@ class Stream(nn.Module):
                 self._check_layer(layer, x_BND)
             state = mixer.accumulate(state, layers.index(layer), x_BND)
 
-        cast(Any, self.encoder).tap(pixels_BCHW, layers, consume)
+        cast(Any, self.encoder).tap(pixels_BCHW, layers, consume, **self._options(coverage_BN))
         return cast(Tensor, mixer.finish(state))
 
 

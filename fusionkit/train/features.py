@@ -39,14 +39,18 @@ class KeptLayers:
         self.shape = (len(plan.layers), plan.stack.grid.tokens, plan.stack.width)
         self.folder = folder / f"{plan.encoder.type}-{_identity(encoder, plan)}"
 
-    def __call__(self, x_BCHW: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def __call__(self, x_BCHW: Tensor, layers: Sequence[int], **per_crop: Tensor | None) -> list[Tensor]:
+        given = {name: value for name, value in per_crop.items() if value is not None}
         if tuple(layers) != tuple(self.layers):
-            found: list[Tensor] = self.compute(x_BCHW, layers)
+            found: list[Tensor] = self.compute(x_BCHW, layers, **given)
             return found
-        files = [self.folder / f"{_digest(x_CHW)}.safetensors" for x_CHW in x_BCHW]
+        crops = zip(x_BCHW, *given.values(), strict=True)
+        files = [self.folder / f"{'-'.join(map(_digest, crop))}.safetensors" for crop in crops]
         missing = {file: index for index, file in enumerate(files) if not file.exists()}
         if missing:
-            made_LBND = torch.stack(self.compute(x_BCHW[list(missing.values())], layers))
+            rows = list(missing.values())
+            parts = {name: value[rows] for name, value in given.items()}
+            made_LBND = torch.stack(self.compute(x_BCHW[rows], layers, **parts))
             for file, made_LND in zip(missing, made_LBND.unbind(1), strict=True):
                 self._write(file, made_LND)
         kept_LBND = torch.stack([self._read(file) for file in files], dim=1)
