@@ -26,10 +26,12 @@ def token_specs(max_side: int = 6, widths: tuple[int, ...] = (4, 8, 12)) -> Sear
     return st.builds(TokenSpec, grids(max_side), st.sampled_from(widths))
 
 
-def layer_stacks(max_depth: int = 4, max_side: int = 4) -> SearchStrategy[LayerStackSpec]:
+def layer_stacks(
+    max_depth: int = 4, max_side: int = 4, widths: tuple[int, ...] = (4, 8, 12)
+) -> SearchStrategy[LayerStackSpec]:
     """Up to `max_depth` layers of one grid."""
     layers = st.sets(st.integers(0, 12), min_size=1, max_size=max_depth).map(lambda found: tuple(sorted(found)))
-    return st.builds(LayerStackSpec, layers, grids(max_side), st.sampled_from((4, 8, 12)))
+    return st.builds(LayerStackSpec, layers, grids(max_side), st.sampled_from(widths))
 
 
 def windows(max_side: int = 3) -> SearchStrategy[tuple[int, int]]:
