@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from fusionkit.blocks.encoders.counts import Architecture
-from fusionkit.blocks.encoders.specs import TimmConfig, TransformersConfig, describe_timm, describe_transformers
+from fusionkit.blocks.encoders.specs import TimmConfig, describe_timm
 from fusionkit.blocks.encoders.timm_encoder import TimmEncoder
 from fusionkit.blocks.encoders.transformers_encoder import TransformersEncoder
+from fusionkit.blocks.encoders.transformers_specs import TransformersConfig, describe_transformers
 from fusionkit.plugin import BlockSite, EncoderInfo
 
 LAYERS = (0, 1, 2, 3)

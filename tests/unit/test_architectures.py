@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fusionkit import architectures
-from fusionkit.blocks.encoders import counts, specs, towers
+from fusionkit.blocks.encoders import counts, specs, towers, transformers_specs
 from fusionkit.errors import BuildError, ShapeError
 from fusionkit.testing import architectures as generator
 from fusionkit.testing import decoders, vision_towers
@@ -46,7 +46,7 @@ def test_the_table_has_what_the_generator_lists(table: dict[str, dict[str, dict[
 def test_every_vision_tower_plans(name: str) -> None:
     listed = vision_towers.TOWERS[name]
     size = None if "so400m-patch14-384" not in name else 378
-    info = specs.describe_transformers(specs.TransformersConfig(model=name, image_size=size))
+    info = transformers_specs.describe_transformers(transformers_specs.TransformersConfig(model=name, image_size=size))
     twin = specs.describe_timm(specs.TimmConfig(model=listed.twin, image_size=info.input_size))
     difference = vision_towers.expected_difference(towers.read_tower(listed.facts["config"]))
     assert info.params((info.depth,)) == twin.params((twin.depth,)) + difference

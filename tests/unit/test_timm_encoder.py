@@ -333,3 +333,8 @@ def test_models_without_blocks_on_one_grid_are_refused() -> None:
         facts_of("test_resnet.r160_in1k")
     with pytest.raises(BuildError, match="has no model 'no_such_model'"):
         facts_of("no_such_model")
+
+
+def test_statistics_of_the_recipe_go_before_the_models_own() -> None:
+    encoder = build(TINY, layers=(1,), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert (encoder.info.mean, encoder.info.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

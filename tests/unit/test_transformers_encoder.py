@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fusionkit import architectures
-from fusionkit.blocks.encoders.specs import TransformersConfig, describe_transformers
 from fusionkit.blocks.encoders.tower_parts import CLASSES
 from fusionkit.blocks.encoders.towers import DEFAULTS, read_tower
 from fusionkit.blocks.encoders.transformers_encoder import TransformersEncoder
+from fusionkit.blocks.encoders.transformers_specs import TransformersConfig, describe_transformers
 from fusionkit.errors import BuildError, ShapeError
 from fusionkit.plugin import BlockSite
 
@@ -185,7 +185,7 @@ def test_weights_of_a_folder_fill_a_described_tower(folder: Path) -> None:
     encoder = build(described("dinov3_vit", weights=str(folder), **options))
     other = build(TransformersConfig(model=str(folder), image_size=32))
     assert torch.equal(encoder.model.embeddings.cls_token, other.model.embeddings.cls_token)
-    with pytest.raises(BuildError, match=r"preprocessor_config\.json says mean \[0\.1, 0\.2, 0\.3\] .* planned are"):
+    with pytest.raises(BuildError, match=r"says mean \[0\.1, .* planned are \[0\.5, .* give them as `mean` and `std`"):
         build(described("dinov3_vit", weights=str(folder)))
 
 
@@ -215,9 +215,11 @@ def test_a_folder_without_statistics_wants_them_in_the_recipe(folder: Path) -> N
     assert describe_transformers(given).mean == (0.5, 0.5, 0.5)
 
 
-def test_statistics_that_contradict_the_model_are_refused(folder: Path) -> None:
-    with pytest.raises(ShapeError, match=r"is fed mean \[0\.1, 0\.2, 0\.3\] .* the recipe says .* \(leave both out\)"):
-        describe_transformers(TransformersConfig(model=str(folder), mean=(0.5,) * 3, std=(0.5,) * 3))
+def test_statistics_of_the_recipe_go_before_the_models_own(folder: Path) -> None:
+    """The released CoME-VL feeds DINOv3 with the pixels of SigLIP."""
+    config = TransformersConfig(model=str(folder), mean=(0.5,) * 3, std=(0.5,) * 3, image_size=32)
+    assert describe_transformers(config).mean == (0.5, 0.5, 0.5)
+    assert build(config).info.std == (0.5, 0.5, 0.5)
 
 
 def test_weights_that_do_not_fit_are_named(folder: Path) -> None:

@@ -7,21 +7,10 @@ from math import prod
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    JsonValue,
-    PositiveFloat,
-    PositiveInt,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from fusionkit import architectures
 from fusionkit.blocks.encoders.counts import Architecture, Costs, Level, check_deepest, transformer_block_costs
-from fusionkit.blocks.encoders.tower_facts import tower_architecture
-from fusionkit.blocks.encoders.towers import read_tower, unknown_fields
 from fusionkit.errors import ShapeError
 from fusionkit.geometry import Grid
 from fusionkit.plugin import BlockConfig, BlockSpec, EncoderInfo
@@ -43,6 +32,30 @@ def _positive(statistics: Statistics) -> Statistics:
     return statistics
 
 
+PositiveStatistics = Annotated[Statistics, AfterValidator(_positive)]
+
+
+class NamedConfig(BlockConfig):
+    """What encoders share that come from a library with an input size and statistics of their own."""
+
+    image_size: ImageSize | None = Field(
+        None, description="Input side in pixels, or [height, width]; the model's own if not given."
+    )
+    mean: Statistics | None = Field(
+        None,
+        description="Per-channel mean of the input, for pixels in 0..1; the model's own if not given, as is nearly always right.",
+    )
+    std: PositiveStatistics | None = Field(
+        None, description="Per-channel standard deviation of the input; the model's own if not given."
+    )
+
+    @model_validator(mode="after")
+    def _both_statistics(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both of `mean` and `std`, or neither")
+        return self
+
+
 class _SmallConfig(BlockConfig):
     """What the two encoders that are trained from scratch share."""
 
@@ -51,9 +64,7 @@ class _SmallConfig(BlockConfig):
     heads: PositiveInt = Field(4, description="Attention heads per block; must divide the width.")
     mlp_ratio: PositiveFloat = Field(2.0, description="Inner width of the MLP over the width.")
     mean: Statistics = Field(ONE_PER_CHANNEL, description="Per-channel mean of the input, for pixels in 0..1.")
-    std: Annotated[Statistics, AfterValidator(_positive)] = Field(
-        ONE_PER_CHANNEL, description="Per-channel standard deviation of the input."
-    )
+    std: PositiveStatistics = Field(ONE_PER_CHANNEL, description="Per-channel standard deviation of the input.")
 
 
 class SmallVitConfig(_SmallConfig):
@@ -76,7 +87,7 @@ class SmallConvConfig(_SmallConfig):
     )
 
 
-class TimmConfig(BlockConfig):
+class TimmConfig(NamedConfig):
     """Any timm model whose blocks lie on one grid per stride."""
 
     type: Literal["timm"] = "timm"
@@ -84,9 +95,6 @@ class TimmConfig(BlockConfig):
         min_length=1,
         pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$",
         description="timm name with its weight tag, for example vit_small_patch14_dinov2.lvd142m.",
-    )
-    image_size: ImageSize | None = Field(
-        None, description="Input side in pixels, or [height, width]; the model's own if not given."
     )
     stride: PositiveInt | None = Field(
         None, description="Which stride to read layers at, for models with several (ConvNeXt: 4, 8, 16 or 32)."
@@ -99,63 +107,6 @@ class TimmConfig(BlockConfig):
     info: Architecture | None = Field(
         None, description="Facts of a model that the built-in table does not list; checked when the model is built."
     )
-
-
-class TransformersConfig(BlockConfig):
-    """A vision tower of the transformers library, named or described."""
-
-    type: Literal["transformers"] = "transformers"
-    model: str | None = Field(
-        None,
-        min_length=1,
-        description="Hub id (google/siglip2-base-patch16-224) or folder with config.json; or give `config`.",
-    )
-    config: dict[str, JsonValue] | None = Field(
-        None,
-        description="transformers config fields, `model_type` (siglip_vision_model, dinov3_vit, ...) among them; "
-        "or give `model`.",
-    )
-    image_size: ImageSize | None = Field(
-        None, description="Input side in pixels, or [height, width]; the model's own if not given."
-    )
-    weights: str | None = Field(
-        None,
-        min_length=1,
-        description="`pretrained`, `random`, or a folder of safetensors. If not given: `pretrained` with `model`, else `random`.",
-    )
-    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of the hub id.")
-    mean: Statistics | None = Field(
-        None, description="Per-channel mean of the input, for pixels in 0..1; the model's own if not given."
-    )
-    std: Annotated[Statistics, AfterValidator(_positive)] | None = Field(
-        None, description="Per-channel standard deviation of the input; the model's own if not given."
-    )
-
-    @field_validator("config")
-    @classmethod
-    def _readable(cls, config: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if config is not None:
-            read_tower(config)
-            if unknown := unknown_fields(config):
-                raise ValueError(f"{', '.join(unknown)}: not a field of model_type {config['model_type']}")
-        return config
-
-    @field_validator("weights")
-    @classmethod
-    def _filled(cls, weights: str | None, info: ValidationInfo) -> str:
-        return weights or ("random" if info.data.get("model") is None else "pretrained")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.model is None) == (self.config is None):
-            raise ValueError("give exactly one of `model` and `config`")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("give both of `mean` and `std`, or neither")
-        if self.config is not None and self.weights == "pretrained":
-            raise ValueError("weights: a `config` has no pretrained weights; use `random` or a folder")
-        if self.config is not None and self.revision is not None:
-            raise ValueError("revision: only a hub id has revisions")
-        return self
 
 
 # ------------------------------------------------------------------------------------------------------- facts
@@ -246,29 +197,20 @@ def describe_small_conv(config: SmallConvConfig) -> EncoderInfo:
 def describe_timm(config: TimmConfig) -> EncoderInfo:
     """Facts of a timm model, from `info:` or the built-in table; raises ShapeError naming the ways on if unlisted."""
     architecture = timm_architecture(config)
-    return _named_info(architecture, timm_level(config, architecture), config.image_size, timm_name(config))
+    return named_info(architecture, timm_level(config, architecture), config, timm_name(config))
 
 
-def describe_transformers(config: TransformersConfig) -> EncoderInfo:
-    """Facts of a vision tower, from its config, the built-in table or a local folder; raises ShapeError if it has none."""
-    given = None if config.mean is None or config.std is None else (config.mean, config.std)
-    architecture = tower_architecture(config.model, config.config, given)
-    name = config.model or str((config.config or {}).get("model_type"))
-    return _named_info(architecture, architecture.levels[0], config.image_size, name)
-
-
-def _named_info(
-    architecture: Architecture, level: Level, image_size: int | tuple[int, int] | None, name: str
-) -> EncoderInfo:
-    size = height_width(image_size) if image_size is not None else architecture.input_size
+def named_info(architecture: Architecture, level: Level, config: NamedConfig, name: str) -> EncoderInfo:
+    """The facts of a library's encoder at the input size and statistics that its config chooses."""
+    size = height_width(config.image_size) if config.image_size is not None else architecture.input_size
     return EncoderInfo(
         depth=level.depth,
         width=level.width,
         stride=level.stride,
         input_size=size,
         prefix_tokens=architecture.prefix_tokens,
-        mean=architecture.mean,
-        std=architecture.std,
+        mean=config.mean or architecture.mean,
+        std=config.std or architecture.std,
         licence=architecture.licence,
         count_params=partial(_count_params, level, level.depth, _grid(size, level.stride)),
         count_flops=partial(_count_flops, level, level.depth, architecture.prefix_tokens),
@@ -351,46 +293,5 @@ TIMM = BlockSpec(
     examples=(
         MappingProxyType({"model": "test_vit.r160_in1k", "image_size": 64, "weights": "random"}),
         MappingProxyType({"model": "test_convnext.r160_in1k", "image_size": 64, "stride": 16, "weights": "random"}),
-    ),
-)
-
-TRANSFORMERS = BlockSpec(
-    api=1,
-    family="encoders",
-    config=TransformersConfig,
-    describe=describe_transformers,
-    factory="fusionkit.blocks.encoders.transformers_encoder:TransformersEncoder",
-    summary="A vision tower of the transformers library: SigLIP, SigLIP 2 (NaFlex too), DINOv3, DINOv2, CLIP, ViT.",
-    examples=(
-        MappingProxyType(
-            {
-                "config": {
-                    "model_type": "dinov3_vit",
-                    "hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_hidden_layers": 3,
-                    "num_attention_heads": 2,
-                    "num_register_tokens": 4,
-                    "patch_size": 8,
-                },
-                "image_size": (32, 48),
-            }
-        ),
-        MappingProxyType(
-            {
-                "config": {
-                    "model_type": "siglip2_vision_model",
-                    "hidden_size": 24,
-                    "intermediate_size": 40,
-                    "num_hidden_layers": 2,
-                    "num_attention_heads": 2,
-                    "num_patches": 16,
-                    "patch_size": 8,
-                },
-                "image_size": (32, 24),
-                "mean": (0.4, 0.5, 0.6),
-                "std": (0.3, 0.4, 0.5),
-            }
-        ),
     ),
 )

@@ -35,7 +35,7 @@ class TimmEncoder(LayerEncoder):
         self.on_meta = torch.get_default_device().type == "meta"
         self.model = _create(config, self.info, random=self.on_meta or config.weights == RANDOM)
         blocks = _blocks_at(self.model, self.info)
-        _compare(self.model, blocks, self.info)
+        _compare(self.model, blocks, self.info, own_statistics=config.mean is None)
         prune(self.model, blocks, self.kept)
         _compare_params(self.model, self.info, self.kept)
         self._tap = LayerTap(self.info.name, self.info.prefix_tokens, self.info.grid.tokens)
@@ -115,16 +115,16 @@ def _blocks_at(model: nn.Module, info: EncoderInfo) -> Blocks:
     raise _differs(info, "stride", info.stride[0], strides)
 
 
-def _compare(model: nn.Module, blocks: Blocks, info: EncoderInfo) -> None:
-    """Raise BuildError if the library's model is not what was planned."""
+def _compare(model: nn.Module, blocks: Blocks, info: EncoderInfo, own_statistics: bool) -> None:
+    """Raise BuildError if the library's model is not what was planned; statistics given in the recipe are not compared."""
     config = cast(Any, model).pretrained_cfg
-    actual = {
+    actual: dict[str, tuple[object, object]] = {
         "depth": (info.depth, len(blocks.items)),
         "width": (info.width, blocks.width),
         "prefix_tokens": (info.prefix_tokens, int(getattr(model, "num_prefix_tokens", 0))),
-        "mean": (info.mean, tuple(config["mean"])),
-        "std": (info.std, tuple(config["std"])),
     }
+    if own_statistics:
+        actual |= {"mean": (info.mean, tuple(config["mean"])), "std": (info.std, tuple(config["std"]))}
     for fact, (planned, found) in actual.items():
         if planned != found:
             raise _differs(info, fact, planned, found)

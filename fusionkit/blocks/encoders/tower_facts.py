@@ -22,7 +22,7 @@ HALVES: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def tower_architecture(model: str | None, config: Mapping[str, Any] | None, given: Statistics | None) -> Architecture:
-    """The facts of a tower; `given` statistics are the recipe's, which must not contradict the model's own.
+    """The facts of a tower; `given` statistics are the recipe's, and go before the model's own.
 
     Raises ShapeError when the model is unknown, its files cannot be read, or it states no statistics.
     """
@@ -32,14 +32,7 @@ def tower_architecture(model: str | None, config: Mapping[str, Any] | None, give
         own = None if model is None else _own_statistics(model)
     except ValueError as error:
         raise ShapeError(str(error), field=field) from error
-    if given is not None and own is not None and given != own:
-        raise ShapeError(
-            f"{model} is fed mean {list(own[0])} and std {list(own[1])}, the recipe says {list(given[0])} and "
-            f"{list(given[1])}",
-            field="mean",
-            hint="leave both out",
-        )
-    statistics = own or given or (HALVES if model is None else None)
+    statistics = given or own or (HALVES if model is None else None)
     if statistics is None:
         raise ShapeError(
             f"{Path(str(model)) / PREPROCESSOR}: no such file, so the model's mean and std are not known",

@@ -19,7 +19,6 @@ _WAYS_ON = "give `model:` (or `weights:`) the folder of a snapshot"
 
 def load_folder(factory: Any, folder: Path, described: PreTrainedConfig, info: EncoderInfo) -> PreTrainedModel:
     """A tower with the weights of a folder; raises BuildError if there are none or they do not fit."""
-    _check_statistics(folder, info)
     try:
         return _load(factory, str(folder), described, info, local_files_only=True)
     except OSError as error:
@@ -31,18 +30,14 @@ def load_hub(
 ) -> PreTrainedModel:
     """A tower with the weights of a hub id, from the cache if they are there; raises BuildError if they cannot be had."""
     try:
-        model = _load(factory, hub_id, described, info, local_files_only=True, revision=revision)
+        return _load(factory, hub_id, described, info, local_files_only=True, revision=revision)
     except OSError:
         # Not in the cache, or not all of it.
         check_reachable(hub_id, _WAYS_ON)
-        try:
-            model = _load(factory, hub_id, described, info, revision=revision)
-        except OSError as error:
-            raise not_to_be_had(hub_id, _first_line(error), _WAYS_ON) from error
-    preprocessor = cached_file(hub_id, PREPROCESSOR, revision)
-    if preprocessor is not None:
-        _check_statistics(preprocessor.parent, info)
-    return model
+    try:
+        return _load(factory, hub_id, described, info, revision=revision)
+    except OSError as error:
+        raise not_to_be_had(hub_id, _first_line(error), _WAYS_ON) from error
 
 
 def _load(factory: Any, source: str, described: PreTrainedConfig, info: EncoderInfo, **options: Any) -> PreTrainedModel:
@@ -74,8 +69,14 @@ def _load(factory: Any, source: str, described: PreTrainedConfig, info: EncoderI
     return cast(PreTrainedModel, model)
 
 
-def _check_statistics(folder: Path, info: EncoderInfo) -> None:
-    """Raise BuildError when the model's own files say that it is fed other pixels than was planned."""
+def check_statistics(source: str, revision: str | None, info: EncoderInfo) -> None:
+    """Raise BuildError when the model's own files, in a folder or the cache, say that it is fed other pixels than planned."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        file = cached_file(source, PREPROCESSOR, revision)
+        if file is None:
+            return
+        folder = file.parent
     try:
         own = folder_statistics(folder)
     except ValueError as error:
@@ -83,7 +84,7 @@ def _check_statistics(folder: Path, info: EncoderInfo) -> None:
     if own is not None and own != (info.mean, info.std):
         raise BuildError(
             f"{folder / PREPROCESSOR} says mean {list(own[0])} and std {list(own[1])}; planned are {list(info.mean)} and "
-            f"{list(info.std)}"
+            f"{list(info.std)}; if that is meant, give them as `mean` and `std`"
         )
 
 

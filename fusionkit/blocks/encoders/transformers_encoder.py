@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fusionkit.blocks.encoders.base import LayerEncoder
-from fusionkit.blocks.encoders.specs import TransformersConfig
 from fusionkit.blocks.encoders.tap import LayerTap
 from fusionkit.blocks.encoders.tower_facts import tower_config
 from fusionkit.blocks.encoders.tower_parts import CLASSES, find_blocks, prune, transient_buffers
-from fusionkit.blocks.encoders.tower_weights import PRETRAINED, RANDOM, load_folder, load_hub
+from fusionkit.blocks.encoders.tower_weights import PRETRAINED, RANDOM, check_statistics, load_folder, load_hub
 from fusionkit.blocks.encoders.towers import Tower, read_tower
+from fusionkit.blocks.encoders.transformers_specs import TransformersConfig
 from fusionkit.errors import BuildError
 from fusionkit.plugin import BlockSite, EncoderInfo
 
@@ -93,10 +93,13 @@ def _create(config: TransformersConfig, info: EncoderInfo, tower: Tower, random:
     if random:
         return cast(PreTrainedModel, factory(described).to(torch.get_default_dtype()))
     source = str(config.model) if config.weights == PRETRAINED else str(config.weights)
-    if Path(source).expanduser().is_dir():
-        return load_folder(factory, Path(source).expanduser(), described, info)
-    if config.weights != PRETRAINED:
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and config.weights != PRETRAINED:
         raise BuildError(f"weights '{source}': no such folder; expected pretrained, random or a folder of safetensors")
+    if config.mean is None:
+        check_statistics(source, config.revision, info)
+    if folder.is_dir():
+        return load_folder(factory, folder, described, info)
     return load_hub(factory, source, described, info, config.revision)
 
 
