@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
+from fusionkit.blocks.language_models.quantized import quantize_decoder
 from fusionkit.errors import CheckpointError, ShapeError, UsageError
 from fusionkit.model.configuration import FusionConfig
 from fusionkit.model.layer_state import STATE, LayerState, watch_blocks
@@ -78,6 +79,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             config.tie_word_embeddings = decoder.config.tie_word_embeddings
             self.generation_config = decoder.generation_config
             watch_blocks(decoder, self.layer_injectors().values())
+            self._tell_few_bits()
         self._runtime = Runtime()
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -313,7 +315,25 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
                 f"{pretrained_model_name_or_path}: weights do not fit the recipe in its config.json: {min(faults)}{rest}"
                 " (keep the files of one checkpoint together)"
             )
+        model._hold_in_few_bits()
         return cast(Self, (model, info) if wants_info else model)
+
+    def _hold_in_few_bits(self) -> None:
+        """Checkpoints hold plain weights; a recipe with `quantize` has its decoder in few bits once they are read."""
+        node = self.plan.language_model_node
+        bits = None if node is None else getattr(node.config, "quantize", None)
+        if bits is None:
+            return
+        if len(set(getattr(self, "hf_device_map", {"": 0}).values())) > 1:
+            raise UsageError(f"language_model.quantize: {bits} needs the model on one device; leave device_map out")
+        quantize_decoder(cast(nn.Module, self._decoder()).to(torch.bfloat16), bits)
+        self._tell_few_bits()
+
+    def _tell_few_bits(self) -> None:
+        """PEFT asks the whole model, not its decoder, whether layers are in few bits."""
+        for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+            if getattr(self.language_model, name, False):
+                setattr(self, name, True)
 
 
 def _of_real_tokens(logits_BTV: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -74,15 +74,16 @@ class FourBitLinear(_PlainState, Linear4bit):  # type: ignore[misc]
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Self:
-        return cls._of(layer, quant_type="nf4", compress_statistics=True)
+        made = cls._of(layer, quant_type="nf4", compress_statistics=True)
+        # bitsandbytes would repack weights on processors with bf16 units, and stop at widths that 32 does not divide.
+        made.support_avx512bf16_for_cpu = False
+        return made
 
     def fill(self, weight_OI: Tensor) -> None:
         packed = Params4bit(weight_OI, requires_grad=False, compress_statistics=True, quant_type="nf4", module=self)
         self.weight = packed.to(weight_OI.device)
 
     def plain_weight(self) -> Tensor:
-        # On processors with bf16 units a weight is repacked at its first use; bitsandbytes' own saving undoes that.
-        Linear4bit._save_to_state_dict(self, {}, "", False)
         plain: Tensor = functional.dequantize_4bit(self.weight.data, self.weight.quant_state)
         return plain
 
