@@ -15,6 +15,11 @@ class SmallConv(PlainEncoder):
     """3x3 convolutions with norm and GELU down to one grid, learned positions, pre-norm blocks.
 
     Shapes: x_BCHW -> layers x_BND, N = H W / stride², stride the product of the convolutions' strides.
+
+    Units: at layer 0 token i looks at the pixels around S i + 1/2, S the stride, not around the middle S (i + 1/2) of
+    its cell: (S - 1) / 2 pixels towards the top and left, as everywhere where 3x3 convolutions with a padding of 1
+    take strides of 2. It sees its whole cell all the same, and the blocks above see every cell. Kept as it is: other
+    padding would be another encoder, and no even stride has a 3x3 window in its middle.
     """
 
     def __init__(self, config: SmallConvConfig, site: BlockSite) -> None:
