@@ -127,12 +127,27 @@ def layer_ranges(layers: Sequence[int]) -> str:
 def read_by(node: Node) -> str:
     """What a node reads, as text: `semantic`, `query=semantic memory=spatial`, an encoder's `layers 1-12`."""
     if node.site.layers:
-        return f"layer{'s' if len(node.site.layers) > 1 else ''} {layer_ranges(node.site.layers)}"
+        layers = f"layer{'s' if len(node.site.layers) > 1 else ''} {layer_ranges(node.site.layers)}"
+        return layers + _resampled(node)
     plain = all(argument in ("input", source.replace(".", "_")) for argument, source in node.sources.items())
     shown: Iterable[str] = node.sources.values()
     if not plain:
         shown = (f"{argument}={source}" for argument, source in node.sources.items())
     return " ".join(shown)
+
+
+def _resampled(node: Node) -> str:
+    """The strides that an encoder computes the layers at, if it resamples them: ` (strides 4, 8 -> 16)`."""
+    info = node.site.info
+    if not isinstance(info, EncoderInfo) or not info.layer_strides:
+        return ""
+    strides = dict.fromkeys(info.layer_strides[layer] for layer in node.site.layers)
+    one, many = _stride(info.stride), [_stride(stride) for stride in strides]
+    return "" if many == [one] else f" (stride{'s' if len(many) > 1 else ''} {', '.join(many)} -> {one})"
+
+
+def _stride(stride: tuple[int, int]) -> str:
+    return str(stride[0]) if stride[0] == stride[1] else f"{stride[0]}x{stride[1]}"
 
 
 def grid_text(spec: TokenSpec) -> str:
@@ -175,6 +190,8 @@ def _node(node: Node) -> dict[str, Any]:
         made["layers"] = list(node.site.layers)
         made["depth"] = node.site.info.depth
         made["input_size"] = list(node.site.info.input_size)
+        if strides := node.site.info.layer_strides:
+            made["layer_strides"] = [list(strides[layer]) for layer in node.site.layers]
     return made
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fusionkit.errors import ShapeError
+from fusionkit.testing.checks.coverage import check_padding_is_ignored
 from fusionkit.testing.checks.modules import (
     MODULE_CHECKS,
     check_bf16,
@@ -142,10 +143,17 @@ def check_description(subject: EncoderSubject) -> None:
     require(info.depth >= 1 and info.width >= 1, f"depth {info.depth} and width {info.width} must be at least 1")
     require(all(value > 0 for value in info.std), f"std must be positive, got {info.std}")
     require(bool(info.licence.strip()), "licence is empty; say 'unknown' if it is")
+    if strides := info.layer_strides:
+        require(len(strides) == info.depth + 1, f"{len(strides)} layer_strides for layers 0..{info.depth}")
+        require(all(min(pair) >= 1 for pair in strides), f"layer_strides must be positive, got {strides}")
+    claimed = "padding_ignored" in subject.spec.guarantees
+    require(claimed or not info.reads_coverage, "with reads_coverage, claim `padding_ignored` in the spec's guarantees")
     params = [info.params((layer,)) for layer in range(info.depth + 1)]
     flops = [info.flops((layer,)) for layer in range(info.depth + 1)]
     require(params == sorted(params) and flops == sorted(flops), "deeper layers must not cost less")
 
+
+ENCODER_GUARANTEES = {"padding_ignored": check_padding_is_ignored}
 
 BF16_TOLERANCE = 2e-2
 _REPLACED = (check_bf16, check_gradients_match_differences)  # the latter would take minutes
