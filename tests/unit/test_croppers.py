@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from fusionkit.blocks.croppers.letterbox import Letterbox
 from fusionkit.blocks.croppers.overlap_tiles import OverlapTiles
 from fusionkit.blocks.croppers.resize import Resize
-from fusionkit.blocks.croppers.specs import OverlapTilesConfig, ResizeConfig
+from fusionkit.blocks.croppers.specs import LetterboxConfig, OverlapTilesConfig, ResizeConfig
 from fusionkit.errors import DataError, ShapeError
 from fusionkit.geometry import Box, Grid, Size
 from fusionkit.plugin import IMAGE_TOKEN, EncoderInfo
@@ -181,3 +183,88 @@ heavy = {"torch", "numpy", "PIL"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --------------------------------------------------------------------------------------------------- letterbox
+@pytest.mark.parametrize("size", [Size(96, 48), Size(48, 96), Size(37, 61), Size(1, 1), Size(3, 5000), Size(640, 480)])
+def test_a_place_in_the_letterboxed_crop_is_one_in_the_picture(size: Size) -> None:
+    """A white box drawn into the picture is found in the crop, and its place there is that of the box again."""
+    box = Box(
+        size.width // 3,
+        size.height // 4,
+        size.width // 3 + max(1, size.width // 4),
+        size.height // 4 + max(1, size.height // 2),
+    )
+    image = Image.new("RGB", (size.width, size.height))
+    image.paste((255, 255, 255), (int(box.x0), int(box.y0), int(box.x1), int(box.y1)))
+    crops = Letterbox(LetterboxConfig()).split(
+        image, {"a": stream(96, 96, (0.0,) * 3, (1.0,) * 3), "b": stream(64, 64)}
+    )
+    (region,) = crops.regions
+    if min(size.width, size.height) * 64 >= max(size.width, size.height):  # else its strip is widened to one pixel
+        assert region.x1 - region.x0 == pytest.approx(region.y1 - region.y0, rel=1 / min(size.width, size.height))
+    rows, columns = (np.flatnonzero((crops.pixels["a"][0, 0] > 0.5).any(axis)) for axis in (1, 0))
+    across, down = (region.x1 - region.x0) / 96, (region.y1 - region.y0) / 96
+    found = Box(
+        region.x0 + columns[0] * across,
+        region.y0 + rows[0] * down,
+        region.x0 + (columns[-1] + 1) * across,
+        region.y0 + (rows[-1] + 1) * down,
+    )
+    for side, exact, step in (
+        (found.x0, box.x0, across),
+        (found.x1, box.x1, across),
+        (found.y0, box.y0, down),
+        (found.y1, box.y1, down),
+    ):
+        assert abs(side - exact) <= max(step, 1.0)
+
+
+def test_letterbox_pads_with_black_around_the_middle() -> None:
+    crops = Letterbox(LetterboxConfig(size=48)).split(
+        Image.new("RGB", (96, 48), (255, 255, 255)), {"a": stream(48, 48), "b": stream(24, 24)}
+    )
+    assert crops.regions == (Box(0, -24, 96, 72),)
+    for name, side in (("a", 48), ("b", 24)):
+        white = crops.pixels[name][0] == 1
+        assert white[:, side // 4 : -side // 4].all()
+        assert not white[:, : side // 4].any()
+        assert not white[:, -side // 4 :].any()
+
+
+def test_letterbox_and_resize_agree_on_squares() -> None:
+    image, streams = gradient(50, 50), {"a": stream(48, 48), "b": stream(24, 24)}
+    one, other = Letterbox(LetterboxConfig()).split(image, streams), Resize(ResizeConfig()).split(image, streams)
+    assert one.regions == other.regions
+    for name in streams:
+        np.testing.assert_array_equal(one.pixels[name], other.pixels[name])
+
+
+def test_letterbox_layout_is_one_token_per_cell() -> None:
+    cropper = Letterbox(LetterboxConfig())
+    layout = cropper.layout(Size(999, 5), Grid(6, 6))
+    assert (layout.crops, layout.symbols, layout.patches) == (1, (IMAGE_TOKEN,) * 36, tuple(range(36)))
+    assert cropper.largest_layout(Grid(6, 6)) == layout
+    assert cropper.special_tokens() == (IMAGE_TOKEN,)
+
+
+# ------------------------------------------------------------------------------------------------ resample_from
+def test_from_the_crop_other_streams_see_what_the_crop_has_kept() -> None:
+    """As the released model feeds its second encoder: the first one's pixels, resized by torch with antialias."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
+    config = SMALL_TILES.model_copy(update={"resample_from": "crop", "resample": "bilinear", "antialias": False})
+    streams = {"a": stream(48, 48), "b": stream(28, 28)}
+    crops = OverlapTiles(config).split(image, streams)
+    own = OverlapTiles(config.model_copy(update={"resample_from": "image"})).split(image, streams)
+    np.testing.assert_array_equal(crops.pixels["a"], own.pixels["a"])
+    assert np.abs(crops.pixels["b"] - own.pixels["b"]).max() > 0.1
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(crops.pixels["a"]), (28, 28), mode="bilinear", antialias=True, align_corners=False
+    )
+    np.testing.assert_allclose(crops.pixels["b"], expected.numpy(), atol=2e-5)
+    assert crops.regions == own.regions
+
+
+def test_padding_is_not_smeared_into_the_picture() -> None:
+    with pytest.raises(ValidationError, match="resample_from crop would smear padding into the picture"):
+        OverlapTilesConfig(fit="letterbox", resample_from="crop")

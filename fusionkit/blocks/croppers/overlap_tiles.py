@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class OverlapTiles:
     """Crops: the global view first (if wanted), then tiles row by row.
 
-    Every stream reads the same regions, each resampled from the picture itself to that stream's input size.
+    Every stream reads the same regions, resampled to that stream's input size from the picture itself, or, with
+    `resample_from: crop`, from the crop at `size`.
     """
 
     def __init__(self, config: OverlapTilesConfig, site: BlockSite | None = None) -> None:
@@ -70,7 +71,9 @@ class OverlapTiles:
     def split(self, image: Image, streams: Mapping[str, EncoderInfo]) -> Crops:
         """Crops of an RGB picture."""
         regions = self.regions(Size(*image.size))
-        return Crops(regions, crop(image, regions, streams, self.config))
+        side = self.config.size
+        via = (side, side) if self.config.resample_from == "crop" else None
+        return Crops(regions, crop(image, regions, streams, self.config, via))
 
     def _margins(self, grid: Grid) -> tuple[int, int, int, int]:
         return tiling.tokens_in_margins(grid, self.config.size // self.config.patch, self.config.margin_patches)

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 
 
 def crop(
-    picture: Image, regions: Sequence[Box], streams: Mapping[str, EncoderInfo], config: SamplingConfig
+    picture: Image,
+    regions: Sequence[Box],
+    streams: Mapping[str, EncoderInfo],
+    config: SamplingConfig,
+    via: tuple[int, int] | None = None,
 ) -> Mapping[str, Array]:
     """Resample every region to every stream's own input size, and normalise by its own statistics.
 
     `regions` are in pixels of `picture`; what lies outside it is black. Streams of equal input size share the work.
+    With `via`, regions are sampled at that size, and streams of other sizes resample those crops.
     """
     import numpy as np
 
@@ -35,16 +40,34 @@ def crop(
         raise DataError(
             f"expected an RGB picture, got mode {picture.mode}; open it with fusionkit.pictures.open_picture"
         )
-    sampled: dict[tuple[int, int], Bytes] = {}
+    sampled: dict[tuple[int, int], NDArray[Any]] = {}
+
+    def at(size: tuple[int, int]) -> NDArray[Any]:
+        """Grey levels [C, H, W, 3]."""
+        if size not in sampled:
+            if via is None or size == via:
+                sampled[size] = np.stack([sample(picture, region, size, config) for region in regions])
+            else:
+                sampled[size] = np.stack([_resampled(levels, size) for levels in at(via)])
+        return sampled[size]
+
     pixels: dict[str, Array] = {}
     for name, info in streams.items():
-        if info.input_size not in sampled:
-            sampled[info.input_size] = np.stack(
-                [sample(picture, region, info.input_size, config) for region in regions]
-            )
         scale, shift = _statistics(info.mean, info.std)
-        pixels[name] = np.ascontiguousarray((sampled[info.input_size] * scale + shift).transpose(0, 3, 1, 2))
+        pixels[name] = np.ascontiguousarray((at(info.input_size) * scale + shift).transpose(0, 3, 1, 2))
     return pixels
+
+
+def _resampled(levels: Bytes, size: tuple[int, int]) -> Array:
+    """A crop at another size, bilinear with antialias, not rounded: what torch's interpolate does to its pixels."""
+    import numpy as np
+    from PIL import Image as Pillow
+
+    channels = [
+        Pillow.fromarray(levels[..., channel].astype(np.float32)).resize(size[::-1], Pillow.Resampling.BILINEAR)
+        for channel in range(3)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
 
 
 def sample(picture: Image, region: Box, size: tuple[int, int], config: SamplingConfig) -> Bytes:

@@ -37,6 +37,16 @@ class ResizeConfig(SamplingConfig):
     )
 
 
+class LetterboxConfig(SamplingConfig):
+    """One crop: the whole picture in the middle of a black square, its aspect ratio kept."""
+
+    type: Literal["letterbox"] = "letterbox"
+    size: PositiveInt | None = Field(
+        None,
+        description="Side of the square, of whose pixels the picture takes whole ones; the smallest stream's input.",
+    )
+
+
 class OverlapTilesConfig(SamplingConfig):
     """Overlapping square tiles in as many rows and columns as suit the picture, and a view of the whole."""
 
@@ -53,6 +63,11 @@ class OverlapTilesConfig(SamplingConfig):
     fit: Literal["stretch", "letterbox"] = Field(
         "stretch", description="Fill the canvas, or keep the aspect ratio and pad with black."
     )
+    resample_from: Literal["image", "crop"] = Field(
+        "image",
+        description="What streams of another input size than `size` are resampled from: the picture itself, or the "
+        "crop at `size` (bilinear), as the released CoME-VL does, which adds no detail and loses some.",
+    )
 
     @model_validator(mode="after")
     def _tiles_have_a_middle(self) -> Self:
@@ -62,6 +77,8 @@ class OverlapTilesConfig(SamplingConfig):
             raise ValueError(
                 f"margins of {sum(self.margin_patches)} patches leave nothing of a tile of {self.size // self.patch} patches"
             )
+        if self.resample_from == "crop" and self.fit == "letterbox":
+            raise ValueError("resample_from crop would smear padding into the picture; use it with fit: stretch")
         return self
 
 
@@ -72,6 +89,15 @@ RESIZE = BlockSpec(
     factory="fusionkit.blocks.croppers.resize:Resize",
     summary="The whole picture as one crop, stretched to each stream's input size.",
     examples=({}, {"size": 48}, {"resample": "bilinear"}),
+)
+
+LETTERBOX = BlockSpec(
+    api=API_VERSION,
+    family="croppers",
+    config=LetterboxConfig,
+    factory="fusionkit.blocks.croppers.letterbox:Letterbox",
+    summary="The whole picture as one crop, its aspect ratio kept, in the middle of a black square.",
+    examples=({}, {"size": 48}, {"resample": "bilinear", "antialias": False}),
 )
 
 OVERLAP_TILES = BlockSpec(
@@ -85,5 +111,6 @@ OVERLAP_TILES = BlockSpec(
         {"size": 384, "max_crops": 12, "margin_patches": [4, 4], "global_view": True},
         {"size": 48, "patch": 4, "max_crops": 4, "margin_patches": [2, 2], "global_view": False},
         {"size": 48, "patch": 4, "max_crops": 4, "margin_patches": [2, 2], "fit": "letterbox"},
+        {"size": 48, "patch": 4, "max_crops": 4, "margin_patches": [2, 2], "resample_from": "crop"},
     ),
 )
