@@ -10,12 +10,14 @@ DATA = Path(__file__).parent / "data"
 
 # Datasets of local files, on files small enough to be here.
 EXAMPLES = {
+    "datasets/coco_boxes": [{"annotations": str(DATA / "coco" / "instances.json")}],
     "datasets/jsonl": [{"path": str(DATA / "mine.jsonl")}],
     "datasets/refcoco": [
         {"root": str(DATA / "refcoco"), "split": "train"},
         {"root": str(DATA / "refcoco"), "splits": ["val", "testA", "testB"]},
+        {"root": str(DATA / "refcoco_pickle"), "split": "val"},
     ],
-    "datasets/pixmo": [{"root": str(DATA / "pixmo")}, {"root": str(DATA / "pixmo"), "parts": ["points"]}],
+    "datasets/pixmo": [{"root": str(DATA / "pixmo")}, {"root": str(DATA / "pixmo"), "parts": ["points", "docs"]}],
 }
 
 

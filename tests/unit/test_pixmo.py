@@ -13,7 +13,7 @@ from PIL import Image
 from fusionkit.blocks.datasets.pixmo import Pixmo
 from fusionkit.blocks.datasets.specs import PixmoConfig
 from fusionkit.errors import DataError
-from fusionkit.geometry import Point, Size
+from fusionkit.geometry import Box, Point, Size
 from fusionkit.sample import Turn
 
 URL = "https://example.org/a.jpg"
@@ -75,7 +75,7 @@ def test_rotten_links_are_an_error_or_left_out_and_counted(tmp_path: Path) -> No
     )
     with pytest.raises(
         DataError,
-        match=r"cap\.jsonl:1: no picture for this row in .*images; download it, or set leave_out_missing: true",
+        match=r"cap\.jsonl:1: no picture for this row in .*images; download it, or set fetch: true",
     ):
         load(root, "cap", "ask")[0]
     dataset = load(root, "cap", "ask", leave_out_missing=True)
@@ -119,3 +119,67 @@ def test_a_missing_root_says_what_it_should_hold(tmp_path: Path) -> None:
 def test_broken_rows_name_file_and_line(tmp_path: Path, part: str, row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(make(tmp_path, **{part: [row]}), part)[0]
+
+
+def pair(x: int, y: int) -> list[list[bool]]:
+    """A mask of two pixels in a picture of 20x10: at (x, y) and to its right."""
+    return [[row == y and column in (x, x + 1) for column in range(20)] for row in range(10)]
+
+
+def test_documents_and_points_with_masks(tmp_path: Path) -> None:
+    lists = {"questions": {"question": ["Q1?", "Q2?"], "answer": ["A1", "A2"]}}
+    objects = {"questions": [{"question": "Q1?", "answer": "A1"}, {"question": "Q2?", "answer": "A2"}]}
+    points = [{"x": 75, "y": 50}, {"x": 25, "y": 50}]
+    root = make(
+        tmp_path,
+        docs=[lists, objects],
+        points_eval=[
+            {
+                "label": "cats",
+                "points": points,
+                "masks": [pair(15, 5), pair(5, 5)],
+                "image_sha256": None,
+                "image_url": URL,
+            }
+        ],
+    )
+    dataset = load(root, "docs", "points_eval")
+    assert dataset[0].turns == dataset[1].turns == (Turn("Q1?", ("A1",)), Turn("Q2?", ("A2",)))
+    sample = dataset[2]
+    assert sample.turns[0].points == (Point(5, 5), Point(15, 5))
+    assert [thing.box for thing in sample.objects] == [Box(5, 5, 7, 6), Box(15, 5, 17, 6)]  # in the order of the points
+    for thing, inside, outside in zip(sample.objects, (6.9, 16.9), (7, 17), strict=True):
+        assert thing.mask is not None
+        assert thing.mask.contains(Point(inside, 5.9))
+        assert not thing.mask.contains(Point(outside, 5.9))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"masks": []}, "one mask for each of 1 points, got 0"),
+        ({"masks": None}, "one mask for each of 1 points, got null"),
+        ({"masks": [[[True]]]}, r"masks\[0\]: a mask of 1x1 pixels for a picture of 200x100"),
+        ({"masks": [[[True], []]]}, r"masks\[0\]: mask: expected rows of truth values, all of one length"),
+        ({"masks": [[[False] * 200] * 100]}, r"masks\[0\]: the mask covers no pixel"),
+        ({"masks": [7]}, r"masks\[0\]: expected rows of truth values, got a number"),
+    ],
+)
+def test_broken_masks_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    root = make(tmp_path, points_eval=[{"label": "x", "points": [{"x": 1, "y": 1}]} | row])
+    with pytest.raises(DataError, match=rf"points_eval\.jsonl:1: .*{message}"):
+        load(root, "points_eval")[0]
+
+
+def test_broken_documents_are_named(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"questions": {"question": ["a"], "answer": []}},
+        {},
+        {"questions": [{"question": "a"}]},
+    ]
+    dataset = load(make(tmp_path, docs=rows), "docs")
+    for index, message in enumerate(
+        ["as many answers as questions", "must be a list of", r"questions\[0\]: 'answer' must be text, got nothing"]
+    ):
+        with pytest.raises(DataError, match=rf"docs\.jsonl:{index + 1}: .*{message}"):
+            dataset[index]

@@ -8,8 +8,8 @@
      "boxes": [[12, 30, 210, 180], [240, 41, 388, 199]],
      "points": [[301.5, 220]]}
 
-- `image`: a picture file, relative to the folder of the JSONL file (or absolute). Left out: questions without a
-  picture.
+- `image`: a picture file, relative to the folder of the JSONL file (or absolute); with `fetch: true` also an http(s)
+  address, fetched once into `images/` beside the file. Left out: questions without a picture.
 - `conversations`: questions (`human`) and answers (`gpt`) in turn. Each question is asked on its own; a leading or
   trailing `<image>` in the first, as other tools write it, is taken off.
 - `boxes`, `points`: `[x0, y0, x1, y1]` and `[x, y]` in pixels of the picture as it is seen (EXIF rotation applied),
@@ -23,16 +23,15 @@ An answer with boxes is of kind `box`, with points `point`, a whole number alone
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from fusionkit.blocks.datasets.conversations import turns_of
+from fusionkit.blocks.datasets.picture_files import fetch, on_disk
 from fusionkit.blocks.datasets.rows import JsonLines, text_of
 from fusionkit.blocks.datasets.specs import JsonlConfig
 from fusionkit.errors import DataError
-from fusionkit.pictures import open_picture, picture_size
 from fusionkit.plugin import BlockSite
 from fusionkit.sample import Provenance, Sample
 
@@ -47,6 +46,7 @@ class JsonlDataset:
 
     def __init__(self, config: JsonlConfig, site: BlockSite | None = None) -> None:
         self.rows = JsonLines(config.path, "the dataset `jsonl`")
+        self.fetch = config.fetch
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,12 +60,15 @@ class JsonlDataset:
             if row.get("boxes") or row.get("points"):
                 raise DataError(f"{where}: boxes or points without an 'image' they are in")
             return Sample(None, None, turns_of(row, None, where), provenance)
-        path = self._picture(row, where)
-        size = picture_size(path, where)
-        return Sample(partial(open_picture, path, where), size, turns_of(row, size, where), provenance)
+        open_image, size = on_disk(self._picture(row, where), where)
+        return Sample(open_image, size, turns_of(row, size, where), provenance)
 
     def _picture(self, row: dict[str, Any], where: str) -> Path:
-        name = text_of(row, "image", where)
-        if "://" in name:
-            raise DataError(f"{where}: 'image' is the address {name}; download it and give the file's path")
-        return self.rows.path.parent / name
+        name, folder = text_of(row, "image", where), self.rows.path.parent
+        if "://" not in name:
+            return folder / name
+        if not self.fetch:
+            raise DataError(
+                f"{where}: 'image' is the address {name}; download it and give the file's path, or set fetch: true"
+            )
+        return fetch(name, folder / "images", where)

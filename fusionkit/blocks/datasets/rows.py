@@ -5,11 +5,34 @@ from __future__ import annotations
 import json
 from array import array
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
+from fusionkit.blocks.datasets.parquet import ParquetRows
 from fusionkit.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
+
+
+class Rows(Protocol):
+    """A file of rows."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def line(self, index: int) -> int:
+        """The number of a row in its file, from 1."""
+
+    def where(self, index: int) -> str:
+        """`file:line` of a row."""
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row; raises DataError naming file and line."""
+
+
+def open_rows(path: Path, what: str) -> Rows:
+    """The rows of a file with one JSON object per line, or of a parquet file, by its ending; raises DataError."""
+    return ParquetRows(path, what) if path.suffix == ".parquet" else JsonLines(path, what)
 
 
 class JsonLines:

@@ -12,7 +12,7 @@ Kind = Literal["box", "point", "count", "describe"]
 Share = Annotated[float, Field(ge=0, le=1)]
 ObjectCount = Annotated[int, Field(ge=1, le=12)]
 RefcocoSplit = Literal["train", "val", "test", "testA", "testB"]
-PixmoPart = Literal["ask", "cap", "cap_qa", "count", "points"]
+PixmoPart = Literal["ask", "cap", "cap_qa", "count", "docs", "points", "points_eval"]
 
 
 class SyntheticScenesConfig(DatasetConfig):
@@ -79,13 +79,26 @@ class JsonlConfig(DatasetConfig):
 
     type: Literal["jsonl"] = "jsonl"
     path: str = Field(min_length=1, description="The .jsonl file; pictures are relative to its folder.")
+    fetch: bool = Field(
+        False,
+        description="An `image` may be an http(s) address: fetched once into the folder `images` beside the file.",
+    )
 
 
 class RefcocoConfig(DatasetConfig):
     """Referring expressions (RefCOCO, RefCOCO+, RefCOCOg) from local files."""
 
     type: Literal["refcoco"] = "refcoco"
-    root: str = Field("data/refcoco", min_length=1, description="Folder with refs.json, instances.json and images/.")
+    root: str = Field(
+        "data/refcoco", min_length=1, description="Folder with refs(unc).p or refs.json, instances.json and images/."
+    )
+    refs: str | None = Field(
+        None, min_length=1, description="The file of expressions in `root`, where there is more than one."
+    )
+    boxes: Literal["instances", "xywh", "xyxy"] = Field(
+        "instances", description="Boxes and names from instances.json, or each row's own `bbox`, in that form."
+    )
+    images: str = Field("images", min_length=1, description="Folder of the pictures, in `root` or a whole path.")
     split: RefcocoSplit | None = Field(None, description="The one split to read.")
     splits: tuple[RefcocoSplit, ...] | None = Field(None, min_length=1, description="Several splits to read.")
 
@@ -107,15 +120,37 @@ class PixmoConfig(DatasetConfig):
     """PixMo (captions, points, counts, questions) from local files."""
 
     type: Literal["pixmo"] = "pixmo"
-    root: str = Field("data/pixmo", min_length=1, description="Folder with one PART.jsonl per part and images/.")
+    root: str = Field(
+        "data/pixmo",
+        min_length=1,
+        description="Folder with PART.jsonl, PART.parquet or PART/*.parquet for each part, and images/.",
+    )
     parts: tuple[PixmoPart, ...] = Field(("cap", "points", "count"), min_length=1, description="Which parts to read.")
-    leave_out_missing: bool = Field(False, description="Leave out rows whose picture is not there, instead of failing.")
+    split: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_]+$", description="Of a folder PART/, read the files SPLIT-*.parquet only."
+    )
+    fetch: bool = Field(False, description="Fetch pictures that are not there from `image_url`, once, into images/.")
+    leave_out_missing: bool = Field(
+        False, description="Leave out rows whose picture cannot be had, instead of failing when they are read."
+    )
 
     @model_validator(mode="after")
     def _parts_once(self) -> Self:
         if len(set(self.parts)) != len(self.parts):
             raise ValueError(f"parts are repeated: {list(self.parts)}")
         return self
+
+
+class CocoBoxesConfig(DatasetConfig):
+    """Boxes in the COCO format, asked for by category."""
+
+    type: Literal["coco_boxes"] = "coco_boxes"
+    annotations: str = Field(
+        "data/coco/instances.json", min_length=1, description="The COCO file: images, annotations, categories."
+    )
+    images: str = Field("images", min_length=1, description="Folder of the pictures, beside the file or a whole path.")
+    categories: tuple[str, ...] | None = Field(None, min_length=1, description="Ask for these only; all if not given.")
+    fetch: bool = Field(False, description="Fetch pictures that are not there from their `coco_url`, once.")
 
 
 SYNTHETIC_SCENES = BlockSpec(
@@ -145,7 +180,7 @@ REFCOCO = BlockSpec(
     family="datasets",
     config=RefcocoConfig,
     factory="fusionkit.blocks.datasets.refcoco:Refcoco",
-    summary="RefCOCO, RefCOCO+ or RefCOCOg from local JSON files.",
+    summary="RefCOCO, RefCOCO+ or RefCOCOg from local files: the released pickle, JSON or parquet.",
     paper="arXiv 1608.00272",
     examples=({"split": "train"}, {"splits": ["val", "testA", "testB"]}),
 )
@@ -155,7 +190,17 @@ PIXMO = BlockSpec(
     family="datasets",
     config=PixmoConfig,
     factory="fusionkit.blocks.datasets.pixmo:Pixmo",
-    summary="PixMo captions, points, counts and questions from local JSONL files.",
+    summary="PixMo captions, points, counts, questions and documents from local JSONL or parquet files.",
     paper="arXiv 2409.17146",
     examples=({}, {"parts": ["points"]}),
+)
+
+COCO_BOXES = BlockSpec(
+    api=API_VERSION,
+    family="datasets",
+    config=CocoBoxesConfig,
+    factory="fusionkit.blocks.datasets.coco_boxes:CocoBoxes",
+    summary="Boxes of a COCO file, asked for by category.",
+    paper="arXiv 1405.0312",
+    examples=({}, {"categories": ["cat"]}),
 )
