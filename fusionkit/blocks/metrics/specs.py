@@ -9,9 +9,7 @@ from pydantic import Field, model_validator
 from fusionkit.plugin import API_VERSION, BlockConfig, BlockSpec
 
 Read = Literal["all", "first"]
-_READ = Field(
-    "all", description="Which boxes of an answer are read: all, or only the first, as the released code does."
-)
+_READ = "Which boxes of an answer are read: all, or only the first, as the released code does."
 
 
 class BoxAccuracyConfig(BlockConfig):
@@ -23,14 +21,14 @@ class BoxAccuracyConfig(BlockConfig):
         "found",
         description="What an IoU of exactly the threshold is; the released evaluator of expressions has it missed.",
     )
-    boxes: Read = "all"
+    boxes: Read = Field("all", description=_READ)
 
 
 class MeanIouConfig(BlockConfig):
     """Mean IoU of predicted and true boxes."""
 
     type: Literal["mean_iou"] = "mean_iou"
-    boxes: Read = "all"
+    boxes: Read = Field("all", description=_READ)
     without_box: float = Field(
         0.0, ge=0, le=1, description="What an answer without a box scores; the released code gives it 0.5."
     )
