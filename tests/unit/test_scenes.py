@@ -122,6 +122,15 @@ def test_overlap_hides_no_more_than_it_says() -> None:
     assert 0.1 < most <= 0.3
 
 
+def test_pictures_come_again_with_other_questions() -> None:
+    once, again = scenes(samples=20), scenes(samples=60, pictures=20)
+    assert [sample.turns for sample in again[:20]] == [sample.turns for sample in once]
+    for first, second, third in zip(again[:20], again[20:40], again[40:], strict=True):
+        assert (pixels(first) == pixels(second)).all()
+        assert first.objects == second.objects == third.objects
+    assert sum(first.turns == later.turns for first, later in itertools.pairwise(again[::20])) == 0
+
+
 # --------------------------------------------------------------------------------------------------- determinism
 def test_a_sample_is_a_function_of_seed_and_index() -> None:
     one, again, other = scenes(samples=5, seed=3), scenes(samples=5, seed=3), scenes(samples=5, seed=4)

@@ -21,6 +21,9 @@ class SyntheticScenesConfig(DatasetConfig):
     type: Literal["synthetic_scenes"] = "synthetic_scenes"
     seed: NonNegativeInt = Field(0, description="Samples are a function of (seed, index); another seed is unseen data.")
     samples: PositiveInt | None = Field(None, description="How many samples there are; without it they do not end.")
+    pictures: PositiveInt | None = Field(
+        None, description="How many pictures there are; later samples ask other questions about the same ones."
+    )
     size: Annotated[int, Field(ge=24, le=1024)] = Field(48, description="Side of the square picture, pixels.")
     objects: ObjectCount | tuple[ObjectCount, ObjectCount] = Field(
         4, description="Objects per picture, or [least, most]."

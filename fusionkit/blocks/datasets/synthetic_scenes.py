@@ -49,9 +49,12 @@ class SyntheticScenes:
             raise IndexError(f"synthetic_scenes has samples 0..{len(self) - 1}, got {index}")
         config = self.config
         provenance = Provenance(f"synthetic_scenes(seed={config.seed})", index)
-        random = Random((config.seed << 64) | index)
+        picture = index if config.pictures is None else index % config.pictures
+        random = Random((config.seed << 64) | picture)
         things = lay_out(config, random, str(provenance))
-        scene = Scene(config.seed, index, config.size, things, config.clutter, config.noise, self._photographs)
+        if picture != index:
+            random = Random((config.seed << 64) | index)  # other questions than the first time
+        scene = Scene(config.seed, picture, config.size, things, config.clutter, config.noise, self._photographs)
         return Sample(
             open_image=partial(draw, scene),
             size=Size(config.size, config.size),

@@ -36,11 +36,11 @@ def cache_features(recipe: str, changes: Sequence[str], report: Callable[[str, i
         raise UsageError(f"{recipe}: has no cropper, so it takes no pictures")
     cropper = _object("croppers", planned.recipe.cropper)
     datasets = [_object("datasets", config) for config in _datasets(planned)]
-    if not datasets or any(len(dataset) >= ENDLESS for dataset in datasets):
-        raise UsageError(f"{recipe}: its training data does not end; give it an end, for example `samples: 2048`")
-    total, done = sum(len(dataset) for dataset in datasets), 0
+    if not datasets or any(_pictures(dataset) >= ENDLESS for dataset in datasets):
+        raise UsageError(f"{recipe}: its training data does not end; give it an end, for example `pictures: 2048`")
+    total, done = sum(_pictures(dataset) for dataset in datasets), 0
     report("pictures", 0, total)
-    places = ((dataset, index) for dataset in datasets for index in range(len(dataset)))
+    places = ((dataset, index) for dataset in datasets for index in range(_pictures(dataset)))
     for some in _batched(places, BATCH):
         samples = [dataset[index] for dataset, index in some]
         images = [sample.open_image() for sample in samples if sample.open_image is not None]
@@ -69,6 +69,12 @@ def _datasets(planned: Plan) -> list[Any]:
         return []
     found = [config for stage in train.stages.values() for config in stage.data or train.data]
     return list({config.model_dump_json(): config for config in found}.values())
+
+
+def _pictures(dataset: Any) -> int:
+    """How many samples show every picture once: a dataset may ask about its first ones again."""
+    pictures = getattr(getattr(dataset, "config", None), "pictures", None)
+    return min(len(dataset), pictures or ENDLESS)
 
 
 def _object(family: str, config: Any) -> Any:

@@ -80,7 +80,7 @@ def test_data_without_an_end_cannot_be_cached(tmp_path: Path, capsys: pytest.Cap
     file = tmp_path / "endless.yaml"
     file.write_text(json.dumps(recipe))
     assert main(["cache", str(file)]) == 2
-    assert "does not end; give it an end, for example `samples: 2048`" in capsys.readouterr().err
+    assert "does not end; give it an end, for example `pictures: 2048`" in capsys.readouterr().err
 
 
 def test_a_recipe_that_keeps_nothing_cannot_be_cached(capsys: pytest.CaptureFixture[str]) -> None:
