@@ -17,7 +17,7 @@ The shape of every subcommand, so that a new one is one module of work and one o
 4. What is over all pictures is made by reading the partial results back one by one (`Partial.values`) into `Running`
    means; nothing holds all pictures. What needs a basis first (PCA) fits it on a stated sample of pictures.
 5. The result is an `Outcome`: `data` (the JSON report), `files` (relative name -> text or bytes: JSON, PNG and SVG of
-   every figure, `index.html`), `lines` and `tables` for a terminal, and `fragment`, the lines of a recipe that `--paste`
+   every figure, `NAME.html`: analyses may share a folder), `lines` and `tables` for a terminal, and `fragment`, the lines of a recipe that `--paste`
    prints. Figures come from `curves` (matplotlib) or `sheet` (pictures in rows and columns); the page from
    `page.page(title, lead, sections)`: self-contained, tables sort, pictures inline.
 6. The command line module (`fusionkit/cli/analyze_NAME.py`) has the typer function, calls the above inside

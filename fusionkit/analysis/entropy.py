@@ -129,7 +129,7 @@ def _measure(subject: Subject, photos: Sequence[Photo], layers: Sequence[int], f
     missing: dict[str, str] = {}
 
     def rows() -> Iterable[Mapping[str, Any]]:
-        for _, row in partial.values(photos):
+        for row in partial.values(photos):
             missing.update(row.get("missing", {}))
             yield row
 
@@ -183,14 +183,14 @@ def _outcome(
         ],
         [Figure(figure["png"], "Layer entropies over relative depth, as shares of log N")],
     )
-    files["index.html"] = page("Layer entropy", lead, [overview, *sections])
+    files["entropy.html"] = page("Layer entropy", lead, [overview, *sections])
     data = {
         "analysis": "entropy",
         "images": images,
         "equations": EQUATIONS,
         "encoders": {each.subject.label: files[f"{each.subject.label}.entropy.json"] for each in measured},
     }
-    files["report.json"] = data
+    files["entropy.json"] = data
     return Outcome(data, files, lines, tables, join_fragments(fragments))
 
 

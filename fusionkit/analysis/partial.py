@@ -31,34 +31,35 @@ class Partial:
         header = {"kind": KIND, "version": VERSION, "settings": json.loads(json.dumps(settings))}
         if fresh or not path.exists() or not _cut_torn_line(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_line(header), encoding="utf-8")
+            path.write_bytes(_line(header).encode())
         self._check(header)
-        self.done = {record["picture"]: record["bytes"] for record in self._records()}
+        self._places = dict(self._scan())
 
     def has(self, photo: Photo) -> bool:
         """Whether this picture's result is there; not if the file has changed its size since."""
-        return bool(self.done.get(photo.name) == photo.bytes)
+        return (photo.name, photo.bytes) in self._places
 
     def add(self, photo: Photo, values: Mapping[str, Any]) -> None:
-        """Store a picture's result; it is on disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line({"picture": photo.name, "bytes": photo.bytes, "values": values}))
-        self.done[photo.name] = photo.bytes
+        """Store a picture's result; it has left this process when this returns."""
+        with self.path.open("ab") as file:
+            self._places[photo.name, photo.bytes] = file.tell()
+            file.write(_line({"picture": photo.name, "bytes": photo.bytes, "values": values}).encode())
 
-    def values(self, photos: Sequence[Photo]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The stored results of these pictures, read one at a time, in the order they were stored."""
-        wanted = {photo.name: photo.bytes for photo in photos}
-        for record in self._records():
-            if wanted.get(record["picture"]) == record["bytes"]:
-                # A picture stored twice (it changed and changed back) counts once.
-                del wanted[record["picture"]]
-                yield record["picture"], record["values"]
+    def values(self, photos: Sequence[Photo]) -> Iterator[Mapping[str, Any]]:
+        """The stored results of these pictures, in their order, read one at a time."""
+        with self.path.open("rb") as file:
+            for photo in photos:
+                file.seek(self._places[photo.name, photo.bytes])
+                yield json.loads(file.readline())["values"]
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        with self.path.open(encoding="utf-8") as file:
-            next(file)
+    def _scan(self) -> Iterator[tuple[tuple[str, int], int]]:
+        """Where each picture's line starts; of two the later, which is the newer."""
+        with self.path.open("rb") as file:
+            place = len(file.readline())
             for line in file:
-                yield json.loads(line)
+                record = json.loads(line)
+                yield (record["picture"], record["bytes"]), place
+                place += len(line)
 
     def _check(self, header: Mapping[str, Any]) -> None:
         with self.path.open(encoding="utf-8") as file:

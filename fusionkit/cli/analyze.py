@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from fusionkit.cli.analyze_entropy import entropy
+from fusionkit.cli.analyze_pca import pca
+from fusionkit.cli.analyze_rollout import rollout
 
 app = typer.Typer(
     name="analyze",
@@ -14,7 +16,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.command(no_args_is_help=True)(entropy)
+for verb in (entropy, rollout, pca):
+    app.command(no_args_is_help=True)(verb)
 
 
 @app.callback()

@@ -47,6 +47,9 @@ LayersOption = Annotated[
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to run; auto takes a GPU if there is one.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Drop partial results and start again.", show_default=False)]
+ShowOption = Annotated[
+    int, typer.Option("--show", min=0, help="So many sheets stand in the page; all are in the folder.")
+]
 PasteOption = Annotated[
     bool,
     typer.Option("--paste", help="Print only the lines of a recipe that use the result.", show_default=False),
@@ -92,7 +95,9 @@ def finish(outcome: Outcome, output: Path, json: bool, paste: bool = False) -> N
         emit(outcome.fragment)
     else:
         _show(outcome)
-    note(f"wrote {output / 'index.html'}")
+    for name in outcome.files:
+        if name.endswith(".html"):
+            note(f"wrote {output / name}")
 
 
 def _show(outcome: Outcome) -> None:
