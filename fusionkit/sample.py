@@ -66,9 +66,11 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture (or none) with the turns asked about it.
+    """One picture (or none, or several) with the turns asked about it.
 
-    `open_image` decodes the picture on demand, as RGB with EXIF rotation applied; `size` is its size in pixels.
+    `open_image` decodes the picture on demand, as RGB with EXIF rotation applied; `size` is its size in pixels and
+    `path` its file, if it is one. `more` are further pictures, shown after it; boxes, points and objects are always those
+    of the first.
     """
 
     open_image: Callable[[], Image] | None
@@ -76,6 +78,8 @@ class Sample:
     turns: tuple[Turn, ...]
     provenance: Provenance
     objects: tuple[SceneObject, ...] = ()
+    more: tuple[Callable[[], Image], ...] = ()
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,16 +76,18 @@ class CocoBoxes:
         path = self.folder / picture.name
         if self.fetch and picture.address is not None and not path.is_file():
             path = fetch(picture.address, path.parent, where, name=path.name)
-        open_image, size = on_disk(path, where)
-        boxes = {name: [_inside(box, name, size, where) for box in found] for name, found in picture.boxes.items()}
+        found = on_disk(path, where)
+        boxes = {
+            name: _from_the_left([_inside(box, name, found.size, where) for box in given])
+            for name, given in picture.boxes.items()
+        }
         return Sample(
-            open_image=open_image,
-            size=size,
-            turns=tuple(
-                Turn(QUESTION.format(category=name), _from_the_left(found), "box") for name, found in boxes.items()
-            ),
+            open_image=found.open_image,
+            size=found.size,
+            turns=tuple(Turn(QUESTION.format(category=name), answer, "box") for name, answer in boxes.items()),
             provenance=Provenance(str(self.path), picture.row),
-            objects=tuple(SceneObject(box, {"category": name}) for name, found in boxes.items() for box in found),
+            objects=tuple(SceneObject(box, {"category": name}) for name, answer in boxes.items() for box in answer),
+            path=found.path,
         )
 
     def _read_pictures(self, content: Any) -> dict[Any, _Picture]:

@@ -60,8 +60,9 @@ class JsonlDataset:
             if row.get("boxes") or row.get("points"):
                 raise DataError(f"{where}: boxes or points without an 'image' they are in")
             return Sample(None, None, turns_of(row, None, where), provenance)
-        open_image, size = on_disk(self._picture(row, where), where)
-        return Sample(open_image, size, turns_of(row, size, where), provenance)
+        picture = on_disk(self._picture(row, where), where)
+        turns = turns_of(row, picture.size, where)
+        return Sample(picture.open_image, picture.size, turns, provenance, path=picture.path)
 
     def _picture(self, row: dict[str, Any], where: str) -> Path:
         name, folder = text_of(row, "image", where), self.rows.path.parent

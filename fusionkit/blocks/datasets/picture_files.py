@@ -7,18 +7,17 @@ import io
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusionkit.errors import DataError
 from fusionkit.geometry import Size
 from fusionkit.pictures import SUFFIXES, open_picture, picture_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from PIL.Image import Image
 
 TIMEOUT = 30
@@ -27,17 +26,25 @@ LARGEST = 200 * 2**20
 """Bytes of a picture; more are not fetched."""
 
 
-def on_disk(path: Path, where: str) -> tuple[Callable[[], Image], Size]:
-    """How to open a picture file, and its size; raises DataError."""
-    return partial(open_picture, path, where), picture_size(path, where)
+class Picture(NamedTuple):
+    """What a sample holds of its picture."""
+
+    open_image: Callable[[], Image]
+    size: Size
+    path: str
 
 
-def in_row(value: Any, where: str) -> tuple[Callable[[], Image], Size]:
+def on_disk(path: Path, where: str) -> Picture:
+    """The picture in a file; raises DataError."""
+    return Picture(partial(open_picture, path, where), picture_size(path, where), str(path))
+
+
+def in_row(value: Any, where: str) -> Picture:
     """The same for a picture that stands in its row as `{"bytes": ...}`, as parquet files hold them; raises DataError."""
     content = value.get("bytes") if isinstance(value, dict) else None
     if not isinstance(content, bytes):
         raise DataError(f"{where}: 'image' must be a picture's bytes, got {type(value).__name__}")
-    return partial(_from_bytes, content, where), picture_size(io.BytesIO(content), where)
+    return Picture(partial(_from_bytes, content, where), picture_size(io.BytesIO(content), where), "")
 
 
 def is_address(name: str) -> bool:

@@ -23,24 +23,20 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fusionkit.blocks.datasets.picture_files import fetch, in_row, kept, kept_name, on_disk
+from fusionkit.blocks.datasets.picture_files import Picture, fetch, in_row, kept, kept_name, on_disk
 from fusionkit.blocks.datasets.pixmo_rows import objects_of, turns_of
 from fusionkit.blocks.datasets.rows import Rows, open_rows
 from fusionkit.blocks.datasets.specs import PixmoConfig
 from fusionkit.errors import DataError
-from fusionkit.geometry import Size
 from fusionkit.plugin import BlockSite
 from fusionkit.sample import Provenance, Sample
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 FETCHED_AT_ONCE = 8
 """Pictures asked for at a time."""
@@ -82,13 +78,14 @@ class Pixmo:
             raise IndexError(f"pixmo has samples 0..{len(self) - 1}, got {index}")
         part, rows, number = self._place(self._kept[index])
         row, where = rows.row(number), rows.where(number)
-        open_image, size = self._picture(row, where)
+        picture = self._picture(row, where)
         return Sample(
-            open_image=open_image,
-            size=size,
-            turns=turns_of(part, row, size, where),
+            open_image=picture.open_image,
+            size=picture.size,
+            turns=turns_of(part, row, picture.size, where),
             provenance=Provenance(str(rows.path), rows.line(number)),
-            objects=objects_of(part, row, size, where),
+            objects=objects_of(part, row, picture.size, where),
+            path=picture.path,
         )
 
     def _place(self, number: int) -> tuple[str, Rows, int]:
@@ -96,7 +93,7 @@ class Pixmo:
         file = bisect_right(self._starts, number) - 1
         return self._parts[file], self._files[file], number - self._starts[file]
 
-    def _picture(self, row: dict[str, Any], where: str) -> tuple[Callable[[], Image], Size]:
+    def _picture(self, row: dict[str, Any], where: str) -> Picture:
         if isinstance(row.get("image"), dict):
             return in_row(row["image"], where)
         path = self._find(row, where)

@@ -81,14 +81,15 @@ class Refcoco:
         if not 0 <= index < len(self):
             raise IndexError(f"refcoco has samples 0..{len(self) - 1}, got {index}")
         name, expressions = self._pictures[index]
-        open_image, size = on_disk(self.images / name, self._where(expressions[0].row))
+        picture = on_disk(self.images / name, self._where(expressions[0].row))
         return Sample(
-            open_image=open_image,
-            size=size,
+            open_image=picture.open_image,
+            size=picture.size,
             turns=tuple(
                 Turn(QUESTION.format(expression=each.text), (each.box,), "box", (each.split,)) for each in expressions
             ),
             provenance=Provenance(str(self.refs), expressions[0].row),
+            path=picture.path,
         )
 
     def _where(self, row: int) -> str:
