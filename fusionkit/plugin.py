@@ -105,9 +105,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         family.name: family
         for family in (
-            Family("encoders", "encoder", "picture -> list of x_BND, one per selected layer"),
+            Family("encoders", "encoder", "picture -> list of x_BND (crops, tokens, width), one per selected layer"),
             Family("selectors", "selector", "encoder facts -> which layers to read"),
-            Family("mixers", "mixer", "list of x_BND -> one x_BND; count and order kept", step=True),
+            Family(
+                "mixers", "mixer", "list of x_BND (crops, tokens, width) -> one x_BND; count and order kept", step=True
+            ),
             Family("adapters", "adapter", "tokens -> tokens on the same grid", step=True),
             Family("poolers", "pooler", "tokens -> fewer tokens on the planned grid", step=True),
             Family("connectors", "connector", "several named inputs -> tokens", step=True),

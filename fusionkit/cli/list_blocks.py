@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from fusionkit import discovery
@@ -59,6 +60,9 @@ def _print(blocks: Sequence[discovery.Entry], recipes: Sequence[discovery.Recipe
     rows = [(each.family, each.name, each.distribution, each.version, each.state) for each in blocks]
     rows += [(discovery.RECIPES, each.address, each.distribution, each.version, each.state) for each in recipes]
     table(("FAMILY", "NAME", "DISTRIBUTION", "VERSION", "STATE"), rows)
+    if rows and sys.stdout.isatty():  # for people; a pipe gets the table alone
+        example = f"{blocks[0].family}/{blocks[0].name}" if blocks else recipes[0].address
+        note(f"\n`fusionkit show {example}` explains the first of them")
     found: list[discovery.Entry | discovery.RecipeEntry] = [*blocks, *recipes]
     for each in found:
         if each.state != "ok":

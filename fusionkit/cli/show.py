@@ -92,7 +92,7 @@ def _show_block(family: str, name: str, json: bool) -> None:
 
 def _block_data(spec: BlockSpec, owner: tuple[str, str]) -> dict[str, Any]:
     from fusionkit.cli.config_fields import option_texts
-    from fusionkit.cli.fragments import example_fragment
+    from fusionkit.cli.fragments import example_fragment, python_fragment
     from fusionkit.plugin import FAMILIES, GUARANTEES
 
     return {
@@ -107,6 +107,7 @@ def _block_data(spec: BlockSpec, owner: tuple[str, str]) -> dict[str, Any]:
         "schema": spec.config.model_json_schema(),
         "examples": spec.examples,
         "recipe": example_fragment(spec),
+        "python": python_fragment(spec),
         "factory": spec.factory,
         "distribution": owner[0],
         "version": owner[1],
@@ -115,7 +116,7 @@ def _block_data(spec: BlockSpec, owner: tuple[str, str]) -> dict[str, Any]:
 
 def _print_block(spec: BlockSpec, owner: tuple[str, str]) -> None:
     from fusionkit.cli.config_fields import option_texts
-    from fusionkit.cli.fragments import example_fragment
+    from fusionkit.cli.fragments import example_fragment, python_fragment
     from fusionkit.plugin import FAMILIES, GUARANTEES
 
     heading(f"{spec.family[:-1]}/{spec.name}")
@@ -139,6 +140,9 @@ def _print_block(spec: BlockSpec, owner: tuple[str, str]) -> None:
         emit("  none")
     _section("In a recipe")
     emit(textwrap.indent(example_fragment(spec), "  "))
+    if call := python_fragment(spec):
+        _section("In Python")
+        emit(textwrap.indent(call, "  "))
 
 
 # ------------------------------------------------------------------------------------------------ recipes

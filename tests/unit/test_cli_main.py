@@ -185,6 +185,20 @@ def test_list_shows_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "builtin:come_vl " in text
 
 
+@pytest.mark.parametrize(
+    ("family", "example"), [("mixers", "mixers/channel_concat"), ("recipes", "builtin:come_vl"), (None, "encoders/")]
+)
+def test_list_tells_people_how_to_go_on(
+    family: str | None, example: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["list"] if family is None else ["list", family]
+    run(words)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    run(words)
+    assert f"`fusionkit show {example}" in capsys.readouterr().err
+
+
 def test_list_says_what_is_wrong_on_stderr(site: Any, capsys: pytest.CaptureFixture[str]) -> None:
     site.install("acme", entry_points={"fusionkit.mixers": {"orthogonal": "m:X"}})
     run(["list", "mixers"])

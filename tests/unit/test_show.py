@@ -12,9 +12,9 @@ from pydantic import Field, PositiveInt
 
 from fusionkit import discovery, registry
 from fusionkit.cli.config_fields import option_texts
-from fusionkit.cli.fragments import example_fragment
+from fusionkit.cli.fragments import example_fragment, python_fragment
 from fusionkit.cli.main import run
-from fusionkit.plugin import GUARANTEES, StepConfig, Width
+from fusionkit.plugin import GUARANTEES, STEP_FAMILIES, StepConfig, Width
 
 BUILT_IN = [entry for entry in discovery.scan().blocks if entry.distribution == discovery.OWNER]
 
@@ -40,7 +40,23 @@ def test_a_block_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "arXiv 2604.03231" in text
     assert f"  orthogonal               {GUARANTEES['orthogonal']}" in text
     assert "  share: layer | encoder = layer\n      One map per layer" in text
-    assert text.endswith("In a recipe\n  streams:\n    semantic:\n      steps:\n        mix: {type: orthogonal}\n")
+    assert "In a recipe\n  streams:\n    semantic:\n      steps:\n        mix: {type: orthogonal}\n" in text
+    assert text.endswith('  module = create("mixers/orthogonal", shape)\n')
+
+
+STEPS = [entry for entry in BUILT_IN if entry.family in STEP_FAMILIES]
+
+
+@pytest.mark.parametrize("entry", STEPS, ids=lambda entry: entry.name)
+def test_the_call_in_python_makes_the_block(entry: discovery.Entry) -> None:
+    text = python_fragment(registry.spec(entry.family, entry.name))
+    found: dict[str, Any] = {}
+    exec(text, found)
+    assert type(found["module"]).__module__ == registry.spec(entry.family, entry.name).factory.partition(":")[0]
+
+
+def test_what_cannot_be_called_alone_has_no_call() -> None:
+    assert python_fragment(registry.spec("croppers", "resize")) == ""
 
 
 @pytest.mark.parametrize("name", ["orthogonal", "mixers/orthogonal", "mixer/orthogonal"])

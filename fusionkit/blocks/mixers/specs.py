@@ -211,6 +211,7 @@ def plan_channel_concat(config: ChannelConcatConfig, inputs: Inputs, target_widt
 # ---------------------------------------------------------------------------------------------------- specs
 _ALWAYS = frozenset({"token_count", "grid", "permutation_equivariant"})
 _PAPER = "arXiv 2604.03231"
+_WHERE = "z_l: selected layer l, d wide; LN_l: its LayerNorm; w = softmax(logits); V: m wide"
 
 ORTHOGONAL = BlockSpec(
     api=API_VERSION,
@@ -221,7 +222,8 @@ ORTHOGONAL = BlockSpec(
     summary="Normalise each layer, rotate it by an orthogonal map, sum with softmax weights.",
     guarantees=_ALWAYS | {"orthogonal", "simplex_weights", "foldable", "streaming"},
     paper=f"{_PAPER}, equations 2-4 and 9 (Q per layer as in 3, not per encoder as in 4; `share` chooses)",
-    equation="V = Σ_l w_l Q_l LN_l(z_l),  QᵀQ = I if m >= d, QQᵀ = I if m < d;  Q = (I + A/2)(I - A/2)⁻¹ or exp(A)",
+    equation="V = Σ_l w_l Q_l LN_l(z_l)\n"
+    "QᵀQ = I if m >= d, QQᵀ = I if m < d;  Q = (I + A/2)(I - A/2)⁻¹ or exp(A), A = -Aᵀ learned\n" + _WHERE,
     examples=({}, {"share": "encoder"}, {"map": "exp", "init": "haar"}, {"width": 8}, {"width": 40, "init": "haar"}),
 )
 ORTHOGONAL_TWO_STAGE = BlockSpec(
@@ -233,7 +235,8 @@ ORTHOGONAL_TWO_STAGE = BlockSpec(
     summary="The mixer of the released code: sum, shared map, the same LayerNorm again, second map.",
     guarantees=_ALWAYS | {"orthogonal", "simplex_weights", "foldable", "streaming"},
     paper=f"{_PAPER}, released code; the paper has no second stage",
-    equation="V = Q₂ LN(Σ_l w_l Q₁ LN(z_l)),  one LN for all",
+    equation="V = Q₂ LN(Σ_l w_l Q₁ LN(z_l)),  one LN for all\n"
+    "z_l: selected layer l, d wide; w = softmax(logits); Q₁ dxd and Q₂ mxd orthogonal",
     examples=({}, {"map": "cayley", "init": "identity"}, {"width": 8}),
 )
 LINEAR_SUM = BlockSpec(
@@ -245,7 +248,7 @@ LINEAR_SUM = BlockSpec(
     summary="A free matrix per layer instead of an orthogonal one: the control of the ablation.",
     guarantees=_ALWAYS | {"simplex_weights", "foldable", "streaming"},
     paper=f"{_PAPER}, figure 6 (without the orthogonal layer)",
-    equation="V = Σ_l w_l W_l LN_l(z_l)",
+    equation="V = Σ_l w_l W_l LN_l(z_l),  W_l free\n" + _WHERE,
     examples=({}, {"init": "haar", "width": 8}),
 )
 SOFTMAX_SUM = BlockSpec(
@@ -256,7 +259,8 @@ SOFTMAX_SUM = BlockSpec(
     factory="fusionkit.blocks.mixers.softmax_sum:SoftmaxSumMixer",
     summary="A learned weighted mean of the layers.",
     guarantees=_ALWAYS | {"simplex_weights", "foldable", "streaming"},
-    equation="V = Σ_l w_l z_l,  or Σ_l w_l LN_l(z_l)",
+    equation="V = Σ_l w_l z_l,  or Σ_l w_l LN_l(z_l)\n"
+    "z_l: selected layer l, d wide; LN_l: its LayerNorm; w = softmax(logits)",
     examples=({}, {"norm": True}),
 )
 LLN_LAYERSCALE = BlockSpec(
@@ -268,7 +272,8 @@ LLN_LAYERSCALE = BlockSpec(
     summary="LayerNorm and a linear map per layer, summed with free scales (COMM).",
     guarantees=_ALWAYS | {"foldable", "streaming"},
     paper="COMM, arXiv 2310.08825",
-    equation="V = Σ_l α_l (W_l LN_l(z_l) + c_l)",
+    equation="V = Σ_l α_l (W_l LN_l(z_l) + c_l)\n"
+    "z_l: selected layer l, d wide; LN_l: its LayerNorm; α_l free numbers; V: m wide",
     examples=({}, {"width": 8, "scale_init": 0.5}),
 )
 GROUP_MEAN = BlockSpec(
@@ -280,7 +285,7 @@ GROUP_MEAN = BlockSpec(
     summary="Means over groups of layers, side by side on the channel axis (Dense Connector).",
     guarantees=_ALWAYS | {"streaming"},
     paper="Dense Connector, arXiv 2405.13800 (DCI)",
-    equation="V = [mean of group 1; ...; mean of group G]",
+    equation="V = [mean of group 1; ...; mean of group G],  G d wide",
     examples=({}, {"groups": 1}),
 )
 CHANNEL_CONCAT = BlockSpec(
@@ -291,5 +296,5 @@ CHANNEL_CONCAT = BlockSpec(
     factory="fusionkit.blocks.mixers.channel_concat:ChannelConcatMixer",
     summary="All layers side by side on the channel axis (Molmo, Granite).",
     guarantees=_ALWAYS,
-    equation="V = [z_1; ...; z_L]",
+    equation="V = [z_1; ...; z_L],  L d wide",
 )
