@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from shlex import join, quote
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from fusionkit.train.groups import AuditRow
 
 
+class Sharding(StrEnum):
+    """What `--shard` takes."""
+
+    NONE = "none"
+    FSDP2 = "fsdp2"
+
+
 def command(
     recipe: RecipeArg,
     output: Annotated[
@@ -38,11 +46,37 @@ def command(
     stop_after: Annotated[
         int | None, typer.Option("--stop-after", min=1, help="Save and stop after this many steps of a stage.")
     ] = None,
+    shard: Annotated[
+        Sharding,
+        typer.Option(
+            "--shard", help="With several processes: `none` keeps the model whole in each (DDP), `fsdp2` divides it."
+        ),
+    ] = Sharding.NONE,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing", help="Compute the decoder's activations twice instead of keeping them."
+        ),
+    ] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            "--features", metavar="FOLDER", help="Keep the layers of frozen encoders there, for this and other runs."
+        ),
+    ] = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--report-to",
+            metavar="TRACKER",
+            help="Also log to a tracker that transformers knows: tensorboard, wandb, ...",
+        ),
+    ] = None,
     set: SetOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a recipe. Ctrl-C saves; --resume continues to the same weights.
+    """Train a recipe. Ctrl-C and SIGTERM save; --resume continues to the same weights.
 
     \b
     Examples:
@@ -50,6 +84,8 @@ def command(
       fusionkit train tiny -o runs/tiny --resume
       fusionkit train tiny --data mine.jsonl -o runs/mine
       fusionkit train tiny -o runs/seed1 --set train.seed=1
+      torchrun --nproc-per-node 2 -m fusionkit train tiny -o runs/two
+      accelerate launch --use_fsdp --fsdp_version 2 -m fusionkit train mine.yaml -o runs/mine
     """
     load_plugins(plugin)
     from fusionkit.recipe import load_recipe
@@ -59,21 +95,41 @@ def command(
         from fusionkit.train.own_data import on_own_data
 
         opened = load_recipe(on_own_data(opened, data))
+    from fusionkit.train import world
+    from fusionkit.train.execution import Execution, sharding_asked, take_over_sharding
     from fusionkit.train.run import Interrupted, has_progress, train
 
+    asked = sharding_asked()
+    take_over_sharding()
+    execution = Execution(
+        shard="fsdp2" if "fsdp2" in (asked, shard.value) else "none",
+        gradient_checkpointing=gradient_checkpointing,
+        report_to=tuple(report_to or ()),
+        features=features,
+    )
     again = _again(recipe, output, data, set, plugin)
     try:
         finished = train(
-            opened, output, resume=resume, overwrite=overwrite, stop_after=stop_after, on_stage=_show_audit
+            opened,
+            output,
+            resume=resume,
+            overwrite=overwrite,
+            stop_after=stop_after,
+            execution=execution,
+            on_stage=_show_audit,
+            say=note,
         )
     except Interrupted as stopped:
-        note(f"{stopped}; everything is saved in {output}.partial")
-        note(f"continue: {again}")
+        if world.is_main():
+            note(f"{stopped}; everything is saved in {output}.partial")
+            note(f"continue: {again}")
         raise typer.Exit(0 if stopped.signal is None else 128 + stopped.signal) from None
     except (CheckpointError, DataError) as error:
         if not has_progress(output):
             raise
         raise type(error)(f"{error}; what was saved before is kept, continue with: {again}") from error
+    if not world.is_main():
+        return
     if json:
         emit_json({"checkpoint": finished.folder, "steps": finished.steps, "seconds": round(finished.seconds, 1)})
     else:

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, C crops, V visual tokens placed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -173,12 +174,13 @@ class FusionProcessor(ProcessorMixin):
         padded on the left, ready for `generate`. Besides tensors it holds `samples`, `turns` as (sample index,
         turn) per row, and `regions`, each sample's crops as boxes in pixels of the picture.
         """
-        with_picture = [index for index, sample in enumerate(samples) if sample.open_image is not None]
-        pictures = self._pictures([_open(samples[index]) for index in with_picture])
-        slot = {index: number for number, index in enumerate(with_picture)}
+        opened = [_open(sample) for sample in samples]
+        pictures = self._pictures([image for images in opened for image in images])
+        starts = [0, *accumulate(len(images) for images in opened)]
+        shown = [range(start, stop) for start, stop in pairwise(starts)]
         encoded, labels, turns, order = [], [], [], []
         for index, sample in enumerate(samples):
-            mine = [slot[index]] if index in slot else []
+            mine = shown[index]
             for turn in sample.turns[:turns_per_sample]:
                 prompt = self._encode(self.prompt(turn.question, pictures=len(mine)), pictures, mine, sample)
                 answer = self._answer_ids(turn, sample) if answers else []
@@ -191,7 +193,7 @@ class FusionProcessor(ProcessorMixin):
         batch: dict[str, Any] = {**self._pad(encoded, side), **self._visual_inputs(pictures, order)}
         if answers:
             batch["labels"] = _pad_rows(labels, IGNORED, side)
-        regions = [pictures.regions[slot[index]] if index in slot else () for index in range(len(samples))]
+        regions = [tuple(region for slot in mine for region in pictures.regions[slot]) for mine in shown]
         return {**batch, "samples": list(samples), "turns": turns, "regions": regions}
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -290,10 +292,8 @@ def _flat(images: Sequence[Any]) -> list[Image]:
     return [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
 
 
-def _open(sample: Sample) -> Image:
-    if sample.open_image is None:
-        raise DataError(f"{sample.provenance}: no picture")
-    return sample.open_image()
+def _open(sample: Sample) -> list[Image]:
+    return [open_image() for open_image in (sample.open_image, *sample.more) if open_image is not None]
 
 
 def _until(ids: list[int], end: int) -> list[int]:

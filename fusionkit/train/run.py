@@ -159,15 +159,20 @@ def _train_stages(run: Run, planned: Plan, output: Path) -> int:
 
 def _finished(run: Run, stages: int) -> int:
     """How many stages are done: up to the last one whose model is what was written."""
-    for number in reversed(range(stages)):
+    done = 0
+    for number in range(stages):
         folder = kept.after(run.partial, number)
-        if folder.exists():
-            wrong = fault(folder)
-            if wrong is None:
-                return number + 1
-            if world.is_main():
-                run.say(f"{folder}: {wrong}; not used, stage '{list(run.settings.stages)[number]}' is trained again")
-    return 0
+        wrong = fault(folder) if folder.exists() else None
+        if folder.exists() and wrong is None:
+            done = number + 1
+        elif wrong is not None and world.is_main():
+            run.say(f"{folder}: {wrong}; not used, stage '{list(run.settings.stages)[number]}' is trained again")
+    world.wait()
+    for number in range(done + 1, stages):
+        if world.is_main():  # states of stages that build on one to be trained again
+            shutil.rmtree(kept.stage_folder(run.partial, number), ignore_errors=True)
+    world.wait()
+    return done
 
 
 def _fresh(run: Run, planned: Plan) -> FusionVLM:

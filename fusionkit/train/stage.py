@@ -75,7 +75,9 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
     if settings.lora is not None:
         freeze_base(model)
     objectives = build_objectives(stage, name, model, processor, settings.seed + 1000 * (number + 1))
-    wrapped = StageModel(model, objectives, uniform=sharded).to(arguments.device)
+    # fp64 is for comparing runs to the last digits: computed in one order, however the batch is divided.
+    uniform = sharded or settings.precision == "fp64"
+    wrapped = StageModel(model, objectives, uniform=uniform).to(arguments.device)
     if settings.precision == "fp64":
         wrapped.double()  # the objectives' heads; the model is already
     _checkpoint_activations(model, run.execution)

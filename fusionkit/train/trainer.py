@@ -96,7 +96,10 @@ class StageTrainer(Trainer):
             self._once.__enter__()
         if self._sharded:
             model.set_requires_gradient_sync(self.accelerator.sync_gradients)  # type: ignore[operator]
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._tr_loss.dtype != loss.dtype:
+            self._tr_loss = self._tr_loss.to(loss.dtype)  # or fp64 losses would be logged as fp32
+        return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         # The maps' gradients are pulled back once per optimizer step, before they are clipped with the rest.

@@ -41,6 +41,8 @@ def patch_targets(
         for sample, regions in zip(batch["samples"], batch["regions"], strict=True)
         for region in regions
     ]
+    if several := next((sample for sample in batch["samples"] if sample.more), None):
+        raise DataError(f"{several.provenance}: patch objectives need samples with one picture, this one has more")
     if not any(sample.objects for sample, _ in crops):
         where = crops[0][0].provenance if crops else "batch"
         raise DataError(f"{where}: patch objectives need samples with annotated objects, and these have none")
