@@ -178,7 +178,8 @@ class FusionProcessor(ProcessorMixin):
         pictures = self._pictures([image for images in opened for image in images])
         starts = [0, *accumulate(len(images) for images in opened)]
         shown = [range(start, stop) for start, stop in pairwise(starts)]
-        encoded, labels, turns, order = [], [], [], []
+        encoded, labels, turns = [], [], []
+        order: list[int] = []
         for index, sample in enumerate(samples):
             mine = shown[index]
             for turn in sample.turns[:turns_per_sample]:
