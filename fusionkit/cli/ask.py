@@ -56,11 +56,15 @@ def command(
     if output is not None:
         _check_target(output, single=questions is None)
     load_plugins(plugin)
+    from fusionkit.model.folder import check_folder, find_checkpoint
+
+    folder = find_checkpoint(checkpoint)  # what is wrong with it is told at once, not after torch is imported
+    check_folder(folder)
     from fusionkit.evaluate.draw import describe
     from fusionkit.model.answer import answer
     from fusionkit.model.checkpoint import load_checkpoint
 
-    model, processor = load_checkpoint(checkpoint)
+    model, processor = load_checkpoint(folder)
     answered: Answered = []
     for start in range(0, len(samples), BATCH):
         for row in answer(model, processor, samples[start : start + BATCH], max_new_tokens=max_new_tokens):

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with safetensors, config.json (the locked recipe), lock.json and the processor.
+"""Checkpoints: a folder with safetensors, config.json (the locked recipe), lock.json, the processor and a model card.
 
 A save is atomic: files are written beside the target, flushed to disk and renamed, so an interrupted or failed
 save leaves what was there before.
@@ -7,66 +7,29 @@ save leaves what was there before.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 import fusionkit.auto  # noqa: F401  (AutoTokenizer and AutoProcessor must know the model type)
 from fusionkit.errors import CheckpointError, LockMismatchError
+from fusionkit.model.card import write_card
+from fusionkit.model.folder import LOCK_FILE, SHIPPED, check_folder, find_checkpoint, read_lock
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.recipe import Recipe
 from fusionkit.recipe.lock import check_lock
 
-SHIPPED = "checkpoint:"
-LOCK_FILE = "lock.json"
-
-FILES = ("model*.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
-"""What a complete checkpoint has beside config.json."""
+__all__ = ["LOCK_FILE", "SHIPPED", "find_checkpoint", "load_checkpoint", "read_lock", "save_checkpoint"]
 
 SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)
 """What a failed write raises: RuntimeError is torch's."""
-
-
-def find_checkpoint(source: str | Path) -> Path:
-    """The folder of a checkpoint: a path, or `checkpoint:NAME` for one shipped with fusionkit.
-
-    Raises CheckpointError when there is none, or it is not a fusionkit checkpoint.
-    """
-    text = str(source)
-    if text.startswith(SHIPPED):
-        root = Path(str(resources.files("fusionkit") / "checkpoints"))
-        folder = root / text.removeprefix(SHIPPED)
-        if not (folder / "config.json").is_file():
-            shipped = sorted(path.parent.name for path in root.glob("*/config.json"))
-            raise CheckpointError(
-                f"no checkpoint '{text}' is shipped; there is {', '.join(SHIPPED + name for name in shipped) or 'none'}"
-            )
-        return folder
-    folder = Path(source)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such checkpoint folder (train one: `fusionkit train RECIPE -o {folder}`; or use checkpoint:tiny)"
-        )
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{folder}: not a checkpoint, it has no config.json")
-    try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except ValueError as error:
-        raise CheckpointError(f"{config}: damaged, not JSON: {error}") from error
-    if model_type != "fusionkit":
-        raise CheckpointError(f"{config}: model_type is '{model_type}', expected 'fusionkit'")
-    return folder
 
 
 def load_checkpoint(source: str | Path, *, expect: Recipe | None = None) -> tuple[FusionVLM, FusionProcessor]:
@@ -76,7 +39,7 @@ def load_checkpoint(source: str | Path, *, expect: Recipe | None = None) -> tupl
     when files are missing, damaged or do not fit the recipe inside.
     """
     folder = find_checkpoint(source)
-    _check_complete(folder)
+    check_folder(folder)
     if expect is not None:
         check_lock(read_lock(folder), expect)
     try:
@@ -96,24 +59,6 @@ def load_checkpoint(source: str | Path, *, expect: Recipe | None = None) -> tupl
     return model, processor
 
 
-def _check_complete(folder: Path) -> None:
-    """Raises CheckpointError naming a file that every checkpoint has and this one lacks."""
-    for pattern in FILES:
-        if next(folder.glob(pattern), None) is None:
-            name = pattern.replace("*", "")
-            raise CheckpointError(f"{folder}: incomplete checkpoint, it has no {name} (copy the whole folder again)")
-
-
-def read_lock(folder: Path) -> dict[str, Any]:
-    """The lock of a checkpoint folder."""
-    path = folder / LOCK_FILE
-    try:
-        lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no readable lock: {error}") from error
-    return lock
-
-
 def save_checkpoint(
     folder: str | Path, model: FusionVLM, processor: FusionProcessor | None, extra: dict[str, str] | None = None
 ) -> Path:
@@ -130,11 +75,9 @@ def save_checkpoint(
             model.save_pretrained(staging)
         if processor is not None:
             processor.save_pretrained(staging)
-        (staging / LOCK_FILE).write_text(
-            json.dumps(model.config.lock, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
         for name, text in (extra or {}).items():
             (staging / name).write_text(text, encoding="utf-8")
+        write_card(staging, model.plan, target.name)
         _open_to_readers(staging)
         flush(staging)
         replace_folder(staging, target)

@@ -6,19 +6,19 @@ Shapes: B rows of text, T tokens, E language-model width, C crops, N fused token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 
-from fusionkit.blocks.language_models.quantized import quantize_decoder
-from fusionkit.errors import CheckpointError, ShapeError, UsageError
+from fusionkit.errors import ShapeError, UsageError
 from fusionkit.model.configuration import FusionConfig
 from fusionkit.model.layer_state import STATE, LayerState, watch_blocks
 from fusionkit.model.output import FusionOutput
 from fusionkit.model.parts import build_parts
 from fusionkit.model.runtime import Runtime
+from fusionkit.model.saved import SavedModel, tell_few_bits
 from fusionkit.model.tower import Stream, run_fusion
 from fusionkit.ops.attention import use_attention_backend
 from fusionkit.ops.finite import require_finite
@@ -37,7 +37,7 @@ IMAGE = "image"
 """What the tokens that stand in the text are called among encoded pictures; other injectors' go by their address."""
 
 
-class FusionVLM(PreTrainedModel, GenerationMixin):
+class FusionVLM(SavedModel, GenerationMixin):
     """A multi-encoder vision-language model built from a recipe.
 
     The module tree follows the recipe's addresses: `streams.NAME.encoder`, `streams.NAME.steps.STEP`,
@@ -79,7 +79,7 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             config.tie_word_embeddings = decoder.config.tie_word_embeddings
             self.generation_config = decoder.generation_config
             watch_blocks(decoder, self.layer_injectors().values())
-            self._tell_few_bits()
+            tell_few_bits(self)
         self._runtime = Runtime()
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -294,46 +294,6 @@ class FusionVLM(PreTrainedModel, GenerationMixin):
             kwargs["layer_state"] = self.prepare_layers(input_ids, encoded, index)
         parent: Any = super()
         return parent.generate(input_ids, **kwargs)
-
-    # -------------------------------------------------------------------------------------------- checkpoints
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As in transformers, but a tensor that is missing, unexpected or of another shape is a CheckpointError."""
-        wants_info = kwargs.pop("output_loading_info", False)
-        parent: Any = super()
-        # Without ignore_mismatched_sizes, transformers ends with a table and an error that names nothing.
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = parent.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        faults = [
-            f"{name} is {list(saved)}, expected {list(wanted)}" for name, saved, wanted in info["mismatched_keys"]
-        ]
-        faults += [f"{name} is missing" for name in info["missing_keys"]]
-        faults += [f"{name} is not in the recipe" for name in info["unexpected_keys"]]
-        if faults:
-            rest = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
-            raise CheckpointError(
-                f"{pretrained_model_name_or_path}: weights do not fit the recipe in its config.json: {min(faults)}{rest}"
-                " (keep the files of one checkpoint together)"
-            )
-        model._hold_in_few_bits()
-        return cast(Self, (model, info) if wants_info else model)
-
-    def _hold_in_few_bits(self) -> None:
-        """Checkpoints hold plain weights; a recipe with `quantize` has its decoder in few bits once they are read."""
-        node = self.plan.language_model_node
-        bits = None if node is None else getattr(node.config, "quantize", None)
-        if bits is None:
-            return
-        if len(set(getattr(self, "hf_device_map", {"": 0}).values())) > 1:
-            raise UsageError(f"language_model.quantize: {bits} needs the model on one device; leave device_map out")
-        quantize_decoder(cast(nn.Module, self._decoder()).to(torch.bfloat16), bits)
-        self._tell_few_bits()
-
-    def _tell_few_bits(self) -> None:
-        """PEFT asks the whole model, not its decoder, whether layers are in few bits."""
-        for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
-            if getattr(self.language_model, name, False):
-                setattr(self, name, True)
 
 
 def _of_real_tokens(logits_BTV: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -24,6 +24,8 @@ TORCH_FREE = (
     "fusionkit.recipe",
     "fusionkit.recipe.plan",
     "fusionkit.model.runtime",
+    "fusionkit.model.folder",
+    "fusionkit.model.card",
     *(f"fusionkit.blocks.{family}.specs" for family in FAMILY_NAMES),
     *(verb.module for verb in VERBS.values()),
 )
