@@ -115,6 +115,9 @@ def check_cross_rope(file, atol: float) -> None:
     near(block.to_query.gate.grad, "gate_sig")
     near(block.to_query.frequencies_y.grad, "cross_sig_from_dino.rope.freqs.1")
     near(block.to_query.frequencies_x.grad, "cross_sig_from_dino.rope.freqs.2")
+    if "memory" in out:
+        near(block.to_memory.frequencies_y.grad, "cross_dino_from_sig.rope.freqs.1")
+        near(block.to_memory.frequencies_x.grad, "cross_dino_from_sig.rope.freqs.2")
 
 
 def test_time_frequencies_have_no_gradient(golden):
