@@ -15,7 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 import fusionkit
+from fusionkit import registry
 from fusionkit.blocks.croppers.coverage import cell_coverage, reaches_outside
+from fusionkit.blocks.croppers.crops import Crops
+from fusionkit.blocks.croppers.overlap_tiles import OverlapTiles
 from fusionkit.blocks.croppers.sampling import sample as sample_region
 from fusionkit.blocks.croppers.specs import SamplingConfig
 from fusionkit.errors import ShapeError
@@ -25,6 +28,8 @@ from fusionkit.model.modeling import vision_inputs
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.model.runtime import Runtime
 from fusionkit.plugin import EncoderInfo
+from fusionkit.testing.checks.croppers import check_regions_tell_padding
+from fusionkit.testing.subjects import CheckFailed, Subject
 from fusionkit.train.stage_model import StageModel
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -168,3 +173,19 @@ def test_coverage_of_another_shape_is_refused(parts: tuple[Any, FusionProcessor]
     batch["coverage_semantic"] = batch["coverage_semantic"][:, :9]
     with pytest.raises(ShapeError, match=r"streams.semantic: expected coverage of shape \(\d, 36\).*got \(\d, 9\)"):
         model.get_image_features(**batch)
+
+
+def test_the_kit_finds_a_cropper_whose_regions_are_not_what_it_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures in the middle of what they are cut from, said to be at the top left of it."""
+    subject = Subject(registry.spec("croppers", "overlap_tiles"), {**TILES, "size": 48})
+    check_regions_tell_padding(subject)
+    split = OverlapTiles.split
+
+    def shifted(self: OverlapTiles, image: Image.Image, streams: Any) -> Crops:
+        crops = split(self, image, streams)
+        regions = (Box(0, 0, box.x1 - box.x0, box.y1 - box.y0) for box in crops.regions)
+        return Crops(tuple(regions), crops.pixels)
+
+    monkeypatch.setattr(OverlapTiles, "split", shifted)
+    with pytest.raises(CheckFailed, match=r"has a picture where its region .* says padding"):
+        check_regions_tell_padding(subject)
