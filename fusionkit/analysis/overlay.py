@@ -36,7 +36,8 @@ def fit(picture: Picture, side: int = TILE) -> Picture:
 def enlarge(values: Map, size: tuple[int, int]) -> Map:
     """A map at (width, height), bilinear between the centres of its cells."""
     image = Image.fromarray(np.asarray(values, np.float32), mode="F")
-    return np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32)
+    found: Map = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32)
+    return found
 
 
 def unit(values: Map) -> Map:
@@ -49,7 +50,8 @@ def unit(values: Map) -> Map:
         low, high = float(values.min()), float(values.max())
     if not high > low:
         return np.full_like(values, 0.5)
-    return np.clip((values - low) / (high - low), 0, 1)
+    scaled: Map = np.clip((values - low) / (high - low), 0, 1)
+    return scaled
 
 
 def ramp(values: Map) -> NDArray[np.uint8]:

@@ -206,7 +206,7 @@ def _of_checkpoint(word: str, source: str, stream: str) -> list[Subject]:
     model, _ = load_checkpoint(source)
     return [
         Subject(
-            label=_label(f"{source}:{name}"),
+            label=file_label(f"{source}:{name}"),
             source=f"{source}:{name}",
             info=found.info,
             kept=max(found.layers),
@@ -239,7 +239,7 @@ def _subject(text: str, source: str, config: BlockConfig, info: EncoderInfo, *, 
             raise BuildError(f"{text}: the factory returned a {type(encoder).__name__}, not a module")
         return encoder
 
-    return Subject(_label(text), source, info, info.depth, _as_written(config), stream, make)
+    return Subject(file_label(text), source, info, info.depth, _as_written(config), stream, make)
 
 
 def _as_written(config: BlockConfig) -> Mapping[str, Any]:
@@ -247,6 +247,6 @@ def _as_written(config: BlockConfig) -> Mapping[str, Any]:
     return {"type": config.type, **config.model_dump(mode="json", exclude_defaults=True)}
 
 
-def _label(text: str) -> str:
-    """The text as a file name."""
+def file_label(text: str) -> str:
+    """An encoder's or checkpoint's words as a file name."""
     return re.sub(r"[^A-Za-z0-9_.=-]+", "-", text.removesuffix(".yaml")).strip("-.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fusionkit.cli.analyze_entropy import entropy
+from fusionkit.cli.analyze_gradcam import gradcam
 from fusionkit.cli.analyze_pca import pca
 from fusionkit.cli.analyze_rollout import rollout
 
@@ -16,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in (entropy, rollout, pca):
+for verb in (entropy, rollout, pca, gradcam):
     app.command(no_args_is_help=True)(verb)
 
 
