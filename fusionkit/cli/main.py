@@ -41,6 +41,7 @@ VERBS = {
     "lock": Verb("fusionkit.cli.lock", "Write down exactly what a recipe means here and now."),
     "diff": Verb("fusionkit.cli.diff", "Compare two recipes by what they build."),
     "export": Verb("fusionkit.cli.export", "Print a recipe with everything filled in, as YAML."),
+    "convert": Verb("fusionkit.cli.convert", "Convert a released checkpoint into one of ours."),
     "train": Verb("fusionkit.cli.train", "Train a recipe, or resume, or use your own data."),
     "evaluate": Verb("fusionkit.cli.evaluate", "Score a checkpoint on held-out data."),
     "ask": Verb("fusionkit.cli.ask", "Ask a checkpoint about a picture; draws boxes."),

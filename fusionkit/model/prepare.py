@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusionkit.model.configuration import FusionConfig
 from fusionkit.model.new_rows import initialise_new_rows
@@ -27,9 +27,8 @@ def prepare_text(model: FusionVLM, plan: Plan) -> None:
     if node is None or model.language_model is None:
         return
     tokenizer = load_tokenizer(plan)
+    set_token_ids(model, plan, tokenizer)
     new_ids = token_ids(tokenizer, plan.new_tokens)
-    if IMAGE_TOKEN in plan.new_tokens:
-        model.config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     settings = getattr(node.config, "new_rows", None)
     coordinate_ids = token_ids(tokenizer, coordinate_tokens(plan))
     initialise_new_rows(
@@ -39,6 +38,12 @@ def prepare_text(model: FusionVLM, plan: Plan) -> None:
         init=getattr(settings, "init", "mean"),
         std=getattr(settings, "std", None),
     )
+
+
+def set_token_ids(model: FusionVLM, plan: Plan, tokenizer: Any) -> None:
+    """Tell the model which token stands for a picture's vectors, and which begin, end and pad a sequence."""
+    if IMAGE_TOKEN in plan.new_tokens:
+        model.config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, name, getattr(tokenizer, name))
         setattr(model.generation_config, name, getattr(tokenizer, name))
