@@ -135,10 +135,17 @@ def _find_shipped(prefix: str, name: str, asked: Problem) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = _names(folder)
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {prefix}:{near[0]}?" if near else f"there are {', '.join(known)}"
+        near = _elsewhere(name) or [f"{prefix}:{like}" for like in get_close_matches(name, known, n=1)]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise _invalid(asked, f"no recipe {prefix}:{name}", hint)
     return path
+
+
+def _elsewhere(name: str) -> list[str]:
+    """Recipes of that very name that other installed distributions bring."""
+    usable = [each for each in registry.scan().recipe_folders if each.state == "ok" and each.name != BUILTIN]
+    folders = {each.name: discovery.package_folder(each.target) for each in usable}
+    return [f"{prefix}:{name}" for prefix, folder in sorted(folders.items()) if folder and name in _names(folder)]
 
 
 def _builtin_folder() -> Path | None:

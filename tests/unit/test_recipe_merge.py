@@ -207,6 +207,8 @@ def test_a_distribution_brings_recipes_without_being_imported(site: Any) -> None
         RecipeError, match=r"no installed distribution 'acme-kid' brings recipes \(there are .*acme-kit"
     ):
         load_recipe("acme-kid:pair")
+    with pytest.raises(RecipeError, match=r"no recipe builtin:pair \(did you mean acme-kit:pair\?\)"):
+        load_recipe("builtin:pair")
 
 
 def test_a_blocked_distribution_brings_no_recipes(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
