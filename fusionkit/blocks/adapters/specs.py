@@ -216,7 +216,7 @@ PADDING_EMBEDDING = BlockSpec(
     config=PaddingEmbeddingConfig,
     plan=plan_padding_embedding,
     factory="fusionkit.blocks.adapters.padding_embedding:PaddingEmbedding",
-    summary="Marks padding and the picture's edge with two learned vectors; for croppers that pad (`fit: letterbox`).",
+    summary="Marks padding and the picture's edge with two learned vectors; for croppers that pad (`letterbox`, `fit: letterbox`).",
     paper="Molmo 2409.17146 (pad_and_partial_pad); the released CoME-VL code, semantic stream",
     equation="y = x + e_0 where coverage = 0;  x + e_1 where 0 < coverage < 1;  x elsewhere",
     guarantees=frozenset({"token_count", "grid", "padding_ignored"}),
