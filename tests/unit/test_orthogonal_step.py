@@ -14,11 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fusionkit
 from fusionkit.errors import NumericsError, ShapeError, UsageError
+from fusionkit.model.processing import FusionProcessor
 from fusionkit.ops.maps import OrthogonalMaps
 from fusionkit.ops.orthogonal import cayley, exponential, haar, orthogonal_matrices, skew_count
 from fusionkit.ops.precision import full_matmul
 from fusionkit.ops.step import step
+
+sys.path.insert(0, str(Path(__file__).parent))
+from model_recipe import recipe, sample
 
 SHAPES = [(6, 6), (6, 4), (4, 6)]
 
@@ -227,6 +232,31 @@ def test_skew_gradients_are_averaged_over_ranks(tmp_path: Path) -> None:
     results = [process.communicate(timeout=120) for process in ranks]
     for out, err in results:
         assert out == "same\n", err
+
+
+def test_maps_of_a_whole_model_are_counted() -> None:
+    """From pixels to the loss: one evaluation per forward, one per step, and after the first answer none."""
+    torch.manual_seed(0)
+    built = fusionkit.build(recipe())  # one stream of its two mixes layers
+    batch = FusionProcessor.from_plan(built.plan).batch([sample(1)])
+    names = ("input_ids", "attention_mask", "labels", "visual_index", "pixel_values_")
+    inputs = {name: value for name, value in batch.items() if name.startswith(names)}
+    built.train()
+    with MapCounter() as counter:
+        built(**inputs).loss.backward()
+        built(**inputs).loss.backward()
+    assert counter.maps == 2
+    with MapCounter() as counter, fusionkit.step(built):
+        for _ in range(3):
+            built(**inputs).loss.backward()
+    assert counter.maps == 1
+    built.eval()
+    with torch.no_grad(), MapCounter() as counter:
+        built(**inputs)
+        assert counter.maps == 1
+        for _ in range(3):
+            built(**inputs)
+    assert counter.maps == 1
 
 
 # ------------------------------------------------------------------------------------------------- training
