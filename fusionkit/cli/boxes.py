@@ -6,14 +6,15 @@ import json as jsonlib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fusionkit.cli.boxes_score import questions, score, sheet
 from fusionkit.cli.options import PluginOption, load_plugins
 from fusionkit.cli.output import emit, note
 from fusionkit.cli.writing import check_picture_name, write_picture, write_text
-from fusionkit.errors import DataError, UsageError
+from fusionkit.errors import UsageError
 
 if TYPE_CHECKING:
     from fusionkit.data.convert_boxes import Converted, Row, Watch
@@ -24,11 +25,15 @@ LISTED = 10
 
 app = typer.Typer(
     name="boxes",
-    help="Convert boxes and points between model families' formats.",
+    help="Boxes and points of any model family: convert, score, draw.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
+
+app.command()(questions)
+app.command()(score)
+app.command()(sheet)
 
 FileArg = Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="One JSON object per line.", show_default=False)]
 FromOption = Annotated[
@@ -146,6 +151,7 @@ def draw(
     """
     from fusionkit.data.convert_boxes import make_tokenizer
     from fusionkit.evaluate.draw import annotate, sheet
+    from fusionkit.evaluate.predictions import read_prediction, read_rows
     from fusionkit.geometry import Size
     from fusionkit.pictures import open_picture
     from fusionkit.sample import Turn
@@ -155,16 +161,16 @@ def draw(
     tokenizer = None if source is None else make_tokenizer(source)
     picture = open_picture(image)
     size = Size(*picture.size)
-    rows = _objects(predictions)
-    known = [] if truth is None else _objects(truth)
+    rows = read_rows(predictions, "boxes draw")
+    known = [] if truth is None else read_rows(truth, "boxes draw")
     if known and len(known) != len(rows):
         raise UsageError(f"{truth} has {len(known)} objects, {predictions} {len(rows)}; expected one for each")
     pages = []
-    for number, row in enumerate(rows):
-        found = _prediction(row, size, tokenizer, f"{predictions}: object {number + 1}")
+    for number, (where, row) in enumerate(rows):
+        found = read_prediction(row, size, tokenizer, where)
         turn = None
         if known:
-            true = _prediction(known[number], size, None, f"{truth}: object {number + 1}")
+            true = read_prediction(known[number][1], size, None, known[number][0])
             turn = Turn("", (*true.boxes, *true.points))
         pages.append(annotate(picture, str(row.get("question", "")), found, turn))
     write_picture(output, pages[0] if len(pages) == 1 else sheet(pages))
@@ -208,39 +214,3 @@ def _say_malformed(file: Path, found: Converted) -> None:
 def _say_bound(found: Converted) -> None:
     if found.bound_size is not None:
         note(f"worst error: at most {found.bound:.3g} px (in a picture of {found.bound_size})")
-
-
-def _objects(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON or JSONL file; raises DataError."""
-    from fusionkit.blocks.datasets.rows import JsonLines, read_json, type_name
-
-    if path.suffix == ".jsonl":
-        lines = JsonLines(path, "boxes draw")
-        return [lines.row(index) for index in range(len(lines))]
-    content = read_json(path, "give a file with boxes and points")
-    rows = content if isinstance(content, list) else [content]
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: expected a JSON object or a list of them, got {type_name(content)}")
-    return rows
-
-
-def _prediction(row: dict[str, Any], size: Size, tokenizer: Any, where: str) -> Any:
-    from fusionkit.data.convert_boxes import read_items
-    from fusionkit.geometry import Box, Point
-    from fusionkit.sample import Prediction
-
-    text = row.get("text", row.get("answer", ""))
-    if tokenizer is not None:
-        if not isinstance(text, str) or not text:
-            raise DataError(f"{where}: no 'text' to read boxes from")
-        parsed = tokenizer.parse(text, size)
-        return Prediction(text, parsed.boxes, parsed.points, parsed.malformed)
-    try:
-        items = read_items(row)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
-    return Prediction(
-        str(text),
-        tuple(item for item in items if isinstance(item, Box)),
-        tuple(item for item in items if isinstance(item, Point)),
-    )

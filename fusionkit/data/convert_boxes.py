@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusionkit import registry
 from fusionkit.blocks.datasets.rows import JsonLines, type_name
+from fusionkit.data.short_blocks import make_block
 from fusionkit.errors import DataError, FusionkitError, UsageError
 from fusionkit.geometry import Box, Point, Size
 from fusionkit.pictures import picture_size
-from fusionkit.plugin import BlockSite
 
 Item = Box | Point
 Row = dict[str, Any]
@@ -36,29 +35,8 @@ class Converted:
 
 
 def make_tokenizer(text: str) -> Any:
-    """A box tokenizer from its name and settings, as `coordinate_bins` or `coordinate_bins,bins=100`.
-
-    Raises UsageError for settings that are not NAME=VALUE or that it refuses, and PluginError for an unknown name.
-    """
-    from pydantic import ValidationError
-
-    name, *settings = text.split(",")
-    spec = registry.spec("box_tokenizers", name.strip())
-    values: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"'{text}': expected NAME,SETTING=VALUE, for example coordinate_bins,bins=100")
-        try:
-            values[key.strip()] = json.loads(value)
-        except ValueError:
-            values[key.strip()] = value.strip()
-    try:
-        config = spec.config(**values)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise UsageError(f"box tokenizer '{text}': {problems}") from error
-    return registry.factory(spec)(config, BlockSite(address="box_tokenizer"))
+    """A box tokenizer from its name and settings, as `coordinate_bins` or `coordinate_bins,bins=100`; see `make_block`."""
+    return make_block("box_tokenizers", text)
 
 
 def encode_row(row: Row, size: Size, to: Any, found: Converted) -> Row:

@@ -65,8 +65,15 @@ def _truth_in_words(truth: Turn, prediction: Prediction) -> str:
     return known
 
 
-def sheet(pictures: Sequence[Image.Image], columns: int = 3, gap: int = 12) -> Image.Image:
-    """Several pictures on one page, row by row."""
+def sheet(pictures: Sequence[Image.Image], columns: int = 3, gap: int = 12, widest: int | None = None) -> Image.Image:
+    """Several pictures on one page, row by row; those wider than `widest` pixels are scaled down to it."""
+    if widest is not None:
+        pictures = [
+            each.resize((widest, max(1, each.height * widest // each.width)), Image.Resampling.LANCZOS)
+            if each.width > widest
+            else each
+            for each in pictures
+        ]
     columns = min(columns, len(pictures))
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
     width = max(sum(picture.width for picture in row) + gap * (len(row) + 1) for row in rows)

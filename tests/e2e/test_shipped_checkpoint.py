@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import fusionkit
-from fusionkit.evaluate.run import Scores, evaluate
+from fusionkit.evaluate.run import evaluate
+from fusionkit.evaluate.scores import Scores
 from fusionkit.model.checkpoint import find_checkpoint, load_checkpoint, read_lock
 from fusionkit.recipe.lock import check_lock
 

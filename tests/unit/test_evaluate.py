@@ -14,6 +14,7 @@ from fusionkit.errors import DataError, UsageError
 from fusionkit.evaluate import run as running
 from fusionkit.evaluate.draw import annotate, describe, sheet
 from fusionkit.evaluate.report import as_rows, write_report
+from fusionkit.evaluate.scores import Scores
 from fusionkit.geometry import Box, Point
 from fusionkit.sample import Prediction, Sample, Turn
 
@@ -42,12 +43,12 @@ def oracle(
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> list[running.Scores]:
+def results(monkeypatch: pytest.MonkeyPatch) -> list[Scores]:
     monkeypatch.setattr(running, "answer", oracle)
     return running.evaluate(None, None, recipe(), batch_size=4)  # type: ignore[arg-type]
 
 
-def test_scores_are_what_the_answers_deserve(results: list[running.Scores]) -> None:
+def test_scores_are_what_the_answers_deserve(results: list[Scores]) -> None:
     (scores,) = results
     boxes = [turn for _, turn, _ in scores.answers if turn.boxes]
     assert scores.name == "unseen"
@@ -58,10 +59,10 @@ def test_scores_are_what_the_answers_deserve(results: list[running.Scores]) -> N
     assert scores.values["box_accuracy"]["box_accuracy"] == pytest.approx(hits / len(boxes))
 
 
-def test_rows_carry_intervals_and_missing_scores_stay_missing(results: list[running.Scores]) -> None:
+def test_rows_carry_intervals_and_missing_scores_stay_missing(results: list[Scores]) -> None:
     rows = {row["metric"]: row for row in as_rows(results)}
     assert rows["box_accuracy"]["low"] < rows["box_accuracy"]["value"] < rows["box_accuracy"]["high"]
-    nothing = as_rows([running.Scores("empty", {"box_accuracy": {"count": 0}}, [])])[0]
+    nothing = as_rows([Scores("empty", {"box_accuracy": {"count": 0}}, [])])[0]
     assert (nothing["value"], nothing["low"], nothing["high"]) == (None, None, None)
 
 
@@ -82,7 +83,7 @@ def test_shuffled_pictures_keep_the_questions(monkeypatch: pytest.MonkeyPatch) -
         assert not np.array_equal(np.asarray(plain.open_image()), np.asarray(other.open_image()))
 
 
-def test_the_report_is_whole_and_asks_nobody(results: list[running.Scores], tmp_path: Any) -> None:
+def test_the_report_is_whole_and_asks_nobody(results: list[Scores], tmp_path: Any) -> None:
     page = write_report(tmp_path / "report", "Scores", results, {"checkpoint": "x"}).read_text(encoding="utf-8")
     assert "http" not in page
     assert page.count('" src="data:image/png;base64,') == 8
@@ -91,7 +92,7 @@ def test_the_report_is_whole_and_asks_nobody(results: list[running.Scores], tmp_
     assert json.loads((tmp_path / "report" / "scores.json").read_text())["scores"] == as_rows(results)
 
 
-def test_a_report_that_cannot_be_written_is_told(results: list[running.Scores], tmp_path: Any) -> None:
+def test_a_report_that_cannot_be_written_is_told(results: list[Scores], tmp_path: Any) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot write the report"):
         write_report(tmp_path / "file" / "report", "Scores", results, {})

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from fusionkit.blocks.datasets.rows import Rows
 from fusionkit.errors import DataError
 from fusionkit.geometry import Size
 from fusionkit.pictures import SUFFIXES, open_picture, picture_size
@@ -39,12 +40,12 @@ def on_disk(path: Path, where: str) -> Picture:
     return Picture(partial(open_picture, path, where), picture_size(path, where), str(path))
 
 
-def in_row(value: Any, where: str) -> Picture:
-    """The same for a picture that stands in its row as `{"bytes": ...}`, as parquet files hold them; raises DataError."""
-    content = value.get("bytes") if isinstance(value, dict) else None
-    if not isinstance(content, bytes):
-        raise DataError(f"{where}: 'image' must be a picture's bytes, got {type(value).__name__}")
-    return Picture(partial(_from_bytes, content, where), picture_size(io.BytesIO(content), where), "")
+def in_row(rows: Rows, index: int) -> Picture:
+    """A picture that stands in its row as `image: {"bytes": ...}`, as parquet files hold them; raises DataError.
+
+    The row is read again when the picture is opened, so that samples stay small.
+    """
+    return Picture(partial(_open_in_row, rows, index), picture_size(_content(rows, index), rows.where(index)), "")
 
 
 def is_address(name: str) -> bool:
@@ -104,5 +105,13 @@ def _downloaded(address: str, where: str) -> bytes:
     return content
 
 
-def _from_bytes(content: bytes, where: str) -> Image:
-    return open_picture(io.BytesIO(content), where)
+def _content(rows: Rows, index: int) -> io.BytesIO:
+    value = rows.row(index).get("image")
+    content = value.get("bytes") if isinstance(value, dict) else None
+    if not isinstance(content, bytes):
+        raise DataError(f"{rows.where(index)}: 'image' must hold the picture's bytes, got {type(content).__name__}")
+    return io.BytesIO(content)
+
+
+def _open_in_row(rows: Rows, index: int) -> Image:
+    return open_picture(_content(rows, index), rows.where(index))

@@ -78,7 +78,7 @@ class Pixmo:
             raise IndexError(f"pixmo has samples 0..{len(self) - 1}, got {index}")
         part, rows, number = self._place(self._kept[index])
         row, where = rows.row(number), rows.where(number)
-        picture = self._picture(row, where)
+        picture = in_row(rows, number) if isinstance(row.get("image"), dict) else self._picture(row, where)
         return Sample(
             open_image=picture.open_image,
             size=picture.size,
@@ -94,8 +94,6 @@ class Pixmo:
         return self._parts[file], self._files[file], number - self._starts[file]
 
     def _picture(self, row: dict[str, Any], where: str) -> Picture:
-        if isinstance(row.get("image"), dict):
-            return in_row(row["image"], where)
         path = self._find(row, where)
         if path is None:
             raise DataError(

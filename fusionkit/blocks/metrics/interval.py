@@ -1,4 +1,4 @@
-"""How sure a score is: intervals by resampling pictures, and Wilson's where resampling says nothing.
+"""How sure a score is: intervals by resampling pictures, and a bound where resampling says nothing.
 
 Answers about one picture are not independent, so whole pictures are drawn, with replacement. numpy is imported inside
 the functions.
@@ -30,13 +30,13 @@ def bootstrap(groups: Mapping[str, Group]) -> tuple[float, float]:
     """The 95 % interval of a weighted mean: percentiles of its value in `RESAMPLES` draws of as many groups.
 
     The draws are the same on every run and do not depend on the order of the groups. Scores that are all alike have no
-    spread to draw from: Wilson's interval for that many groups stands in.
+    spread to draw from: see `alike`.
     """
     import numpy as np
 
     scores, weights = _columns([groups[name] for name in sorted(groups)])
     if np.ptp(scores / weights) == 0:
-        return wilson(float(scores[0] / weights[0]), len(scores))
+        return alike(float(scores[0] / weights[0]), len(scores), least=0.0)
     means = np.concatenate([scores[draw].sum(1) / weights[draw].sum(1) for draw in _draws(len(scores))])
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
@@ -48,9 +48,21 @@ def bootstrap_difference(pairs: Sequence[tuple[Group, Group]]) -> tuple[float, f
 
     one, weights = _columns([pair[0] for pair in pairs])
     other, _ = _columns([pair[1] for pair in pairs])
+    if np.ptp((one - other) / weights) == 0:
+        return alike(float((one[0] - other[0]) / weights[0]), len(pairs), least=-1.0)
     gaps = [(one[draw] - other[draw]).sum(1) / weights[draw].sum(1) for draw in _draws(len(pairs))]
     low, high = np.percentile(np.concatenate(gaps), (2.5, 97.5))
     return float(low), float(high)
+
+
+def alike(value: float, count: int, least: float) -> tuple[float, float]:
+    """The interval of a mean when all of `count` groups had the same value, between `least` and 1.
+
+    What was never seen in `count` trials may still be a share of Wilson's upper end for none of them; that share may
+    have any value. For a score of 0 or 1 this is Wilson's interval.
+    """
+    unseen = wilson(0.0, count)[1]
+    return value - unseen * (value - least), value + unseen * (1 - value)
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
