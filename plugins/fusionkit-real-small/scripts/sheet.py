@@ -150,7 +150,8 @@ def main(checkpoint: str, output: str) -> None:
     rows: list[list[Image.Image]] = [[], []]
     for name in ("coins", "astronaut", "horse", "chelsea"):
         boxes = [thing.box for thing in samples[name].objects]
-        rows[0].append(captioned(boxed(pictures[name], boxes), f"{name}: {len(boxes)} computed boxes"))
+        found = f"{len(boxes)} computed box{'es' * (len(boxes) != 1)}" if boxes else "no truth to compute"
+        rows[0].append(captioned(boxed(pictures[name], boxes), f"{name}: {found}"))
     coins = [thing.box for thing in samples["coins"].objects]
     x_ND, p_ND = layer(pictures["coins"], 8)
     size = pictures["coins"].size
