@@ -6,6 +6,8 @@ frame of an animation, CMYK and palettes converted, 16-bit grey scaled to 8, tra
 
 from __future__ import annotations
 
+import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,15 +99,28 @@ def _opened(source: Source, where: str) -> Iterator[Image]:
         if Path(source).is_dir():
             raise DataError(f"{name}: is a folder, expected a picture file")
     try:
-        with Image.open(source) as picture:
+        with _open(source) as picture:
             yield picture
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not a picture that Pillow can read; convert it to PNG or JPEG") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: too many pixels ({error}); scale it down first") from error
-    # Pillow's decoders report damage as any of these; ValueError and SyntaxError come from broken headers and chunks.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+    # Pillow's decoders report damage as any of these; ValueError and SyntaxError come from broken headers and chunks,
+    # struct.error from broken EXIF.
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error) as error:
         raise DataError(f"{name}: damaged or truncated picture ({error}); save it again or leave it out") from error
+
+
+def _open(source: Source) -> Image:
+    """Pillow's open, without its word of caution about large pictures: photographs of 100 megapixels are none.
+
+    Its limit, at which it refuses, is twice that (179 megapixels).
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(source)
 
 
 def _as_rgb(picture: Image, name: str) -> Image:

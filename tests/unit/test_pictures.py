@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,3 +206,102 @@ def test_listing_a_folder(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "notes.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in list_pictures(tmp_path)] == ["a.png", "b.JPG"]
+
+
+def png(width: int, height: int, depth: int, rows: bytes) -> bytes:
+    """A PNG of RGB values of `depth` bits, written by hand: Pillow writes no 16-bit colours and no absurd sizes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_16_bit_colours_are_scaled(tmp_path: Path) -> None:
+    row = b"\0" + struct.pack(">HHH", 65535, 32896, 0) * 3
+    (tmp_path / "a.png").write_bytes(png(3, 2, 16, row * 2))
+    assert open_picture(tmp_path / "a.png").getpixel((2, 1)) == (255, 128, 0)
+
+
+@pytest.mark.parametrize("opening", [open_picture, picture_size])
+@pytest.mark.parametrize("side", [20_000, 2**31 - 1])
+def test_a_small_file_that_claims_a_huge_picture_is_refused_at_once(
+    tmp_path: Path, opening: Callable[..., object], side: int
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(side, side, 8, b"\0"))
+    with pytest.raises(DataError, match=r"a\.png: too many pixels .*; scale it down first"):
+        opening(tmp_path / "a.png")
+
+
+def test_photographs_of_100_megapixels_are_opened_without_a_word(tmp_path: Path) -> None:
+    Image.new("1", (10_000, 9_500), 1).save(tmp_path / "a.png")
+    assert picture_size(tmp_path / "a.png") == Size(10_000, 9_500)  # warnings are errors here
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.bmp", "a.webp", "a.tif"])
+def test_pictures_of_one_pixel(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (1, 1), RED).save(tmp_path / name)
+    image = open_picture(tmp_path / name)
+    assert (image.mode, image.size, picture_size(tmp_path / name)) == ("RGB", (1, 1), Size(1, 1))
+    assert near(image.getpixel((0, 0)), RED)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
+def test_the_first_frame_of_an_animation_in_every_format(tmp_path: Path, name: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    image = open_picture(tmp_path / name)
+    assert near(image.getpixel((4, 4)), RED)
+    assert picture_size(tmp_path / name) == Size(*image.size) == Size(8, 8)
+
+
+def _stored() -> list[bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a picture"
+    files = []
+    for mode, kind, options in (
+        ("RGB", "PNG", {"exif": exif}),
+        ("RGB", "JPEG", {"exif": exif}),
+        ("RGB", "WEBP", {"exif": exif}),
+        ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+        ("P", "PNG", {}),
+        ("P", "GIF", {}),
+        ("CMYK", "JPEG", {}),
+    ):
+        file = io.BytesIO()
+        halves(mode).save(file, kind, **options)
+        files.append(file.getvalue())
+    return files
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow remarks on some of the damage
+@pytest.mark.parametrize("number", range(7))
+def test_damage_anywhere_gives_a_picture_or_one_clear_line(number: int) -> None:
+    data, source = _stored()[number], random.Random(number)
+    refusals = []
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(source.choice((1, 1, 2, 8))):
+            place = source.randrange(source.choice((64, 256, len(data)))) % len(damaged)
+            damaged[place : place + source.randrange(3)] = bytes(
+                source.randrange(256) for _ in range(source.randrange(1, 3))
+            )
+        for opening in (open_picture, picture_size):
+            try:
+                opening(io.BytesIO(bytes(damaged)), "data.jsonl:7")
+            except DataError as error:
+                refusals.append(str(error))
+    assert refusals
+    assert all(text.startswith("data.jsonl:7: ") and "\n" not in text for text in refusals)
+
+
+def test_broken_exif_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(picture: Image.Image) -> None:
+        raise struct.error("required argument is not an integer")  # what Pillow does with some broken EXIF of WebP
+
+    halves().save(tmp_path / "a.webp")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    with pytest.raises(DataError, match=r"a\.webp: damaged or truncated picture \(required argument"):
+        open_picture(tmp_path / "a.webp")
