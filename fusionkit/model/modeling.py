@@ -6,7 +6,7 @@ Shapes: B rows of text, T tokens, E language-model width, C crops, N fused token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, Self, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from fusionkit.model.tower import Stream, run_fusion
 from fusionkit.ops.attention import use_attention_backend
 from fusionkit.ops.finite import require_finite
 from fusionkit.ops.placement import Placement
+from fusionkit.ops.precision import full_precision_names, tables_kept
 from fusionkit.ops.tokens import Tokens
 from fusionkit.plugin import LayerInjectorConfig
 from fusionkit.recipe import load_recipe
@@ -54,6 +55,7 @@ class FusionVLM(SavedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     supports_gradient_checkpointing = True
+    _no_split_modules = ["Stream"]  # noqa: RUF012  (its encoder is read through methods that device hooks do not see)
     _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012  (the decoder says what it ties; PEFT looks here first)
 
     def __init__(
@@ -81,6 +83,8 @@ class FusionVLM(SavedModel, GenerationMixin):
             watch_blocks(decoder, self.layer_injectors().values())
             tell_few_bits(self)
         self._runtime = Runtime()
+        # As `to(torch.bfloat16)` leaves them, so does loading in bf16.
+        self._keep_in_fp32_modules_strict = full_precision_names(self)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @property
@@ -100,6 +104,11 @@ class FusionVLM(SavedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         pass
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        with tables_kept(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return cast(nn.Module, self._decoder().get_input_embeddings())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from fusionkit.model.parts import build_object
 from fusionkit.model.pictures import Pictures, prepare_pictures
 from fusionkit.model.prepare import coordinate_tokens
 from fusionkit.model.text import load_tokenizer, token_ids
+from fusionkit.pictures import open_picture
 from fusionkit.plugin import IMAGE_TOKEN, Parsed
 from fusionkit.recipe import load_recipe
 from fusionkit.recipe.lock import lock as make_lock
@@ -281,12 +283,24 @@ def _flatten(content: Any) -> tuple[str, list[Any]]:
     for part in content:
         if part["type"] == "image":
             text += IMAGE_TOKEN
-            images.append(part.get("image"))
+            images += _shown(part)
         elif part["type"] == "text":
             text += part["text"]
         else:
             raise UsageError(f"message parts are 'image' or 'text', got '{part['type']}'")
-    return text, [image for image in images if image is not None]
+    return text, images
+
+
+def _shown(part: Mapping[str, Any]) -> list[Image]:
+    """The picture of a message's part, opened if it is a file; none for a mark whose picture is passed beside the text."""
+    given = part.get("image", part.get("path", part.get("url")))
+    if given is None or isinstance(given, Image):
+        return [] if given is None else [given]
+    if not isinstance(given, str | Path):
+        raise UsageError(f"the picture of a message is an image or the path of one, got a {type(given).__name__}")
+    if "://" in str(given):
+        raise UsageError(f"pictures are not fetched: {given}: download it and give its path")
+    return [open_picture(given)]
 
 
 def _flat(images: Sequence[Any]) -> list[Image]:

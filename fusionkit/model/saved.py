@@ -14,6 +14,7 @@ from fusionkit.blocks.language_models.quantized import quantize_decoder
 from fusionkit.errors import CheckpointError, UsageError
 from fusionkit.model.card import write_card
 from fusionkit.model.folder import LOCK_FILE
+from fusionkit.ops.precision import tables_kept
 from fusionkit.recipe.plan import Plan
 
 
@@ -41,6 +42,7 @@ class SavedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path}: weights do not fit the recipe in its config.json: {min(faults)}{rest}"
                 " (keep the files of one checkpoint together)"
             )
+        _require_streams_in_memory(model)
         _hold_in_few_bits(model)
         return cast(Self, (model, info) if wants_info else model)
 
@@ -72,6 +74,15 @@ def tell_few_bits(model: Any) -> None:
             setattr(model, name, True)
 
 
+def _require_streams_in_memory(model: Any) -> None:
+    """Encoders and mixers are read layer by layer, past the hooks that bring offloaded weights back."""
+    if any(weight.device.type == "meta" for weight in model.streams.parameters()) and hasattr(model, "hf_device_map"):
+        raise UsageError(
+            "device_map: streams cannot be offloaded; keep them on a device, for example device_map="
+            '{"streams": 0, "fusion": 0, "injectors": 0, "language_model": "disk"}'
+        )
+
+
 def _hold_in_few_bits(model: Any) -> None:
     """Checkpoints hold plain weights; a recipe with `quantize` has its decoder in few bits once they are read."""
     node = model.plan.language_model_node
@@ -81,5 +92,7 @@ def _hold_in_few_bits(model: Any) -> None:
     if len(set(getattr(model, "hf_device_map", {"": 0}).values())) > 1:
         raise UsageError(f"language_model.quantize: {bits} needs the model on one device; leave device_map out")
     decoder: nn.Module = model.language_model
-    quantize_decoder(decoder.to(torch.bfloat16), bits)
+    with tables_kept(decoder):
+        decoder.to(torch.bfloat16)
+    quantize_decoder(decoder, bits)
     tell_few_bits(model)

@@ -33,6 +33,7 @@ class Stream(nn.Module):
 
     def forward(self, pixels_BCHW: Tensor, runtime: Runtime, coverage_BN: Tensor | None = None) -> Tokens:
         self._check(pixels_BCHW, coverage_BN)
+        pixels_BCHW = pixels_BCHW.to(self._dtype(pixels_BCHW.dtype))
         if runtime.check_finite:
             require_finite(pixels_BCHW, f"streams.{self.plan.name}: pixels")
         if torch.is_grad_enabled() or runtime.crop_chunk is None:
@@ -45,6 +46,10 @@ class Stream(nn.Module):
             valid_BN=_joined([chunk.valid_BN for chunk in chunks]),
             coverage_BN=_joined([chunk.coverage_BN for chunk in chunks]),
         )
+
+    def _dtype(self, default: torch.dtype) -> torch.dtype:
+        """What the encoder computes in: processors give fp32 whatever the model was cast to."""
+        return next((weight.dtype for weight in self.encoder.parameters() if weight.is_floating_point()), default)
 
     def _check(self, pixels_BCHW: Tensor, coverage_BN: Tensor | None) -> None:
         expected = (3, *self.plan.info.input_size)

@@ -54,6 +54,35 @@ class FullPrecision(nn.Module):
 
 
 @contextmanager
+def tables_kept(model: nn.Module) -> Iterator[None]:
+    """Within it, casting `model` to a half type leaves its computed tables (buffers that are not saved) at fp32.
+
+    Rotary frequencies in bf16 turn far positions to wrong angles; loading from a checkpoint computes them at fp32.
+    """
+    kept = [
+        (module, name, table)
+        for module in model.modules()
+        for name, table in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set and table.dtype not in _HALF
+    ]
+    yield
+    for module, name, table in kept:
+        cast = module.get_buffer(name)
+        if cast.dtype in _HALF:
+            setattr(module, name, table.to(cast.device))
+
+
+def full_precision_names(model: nn.Module) -> list[str]:
+    """The addresses of what stays at fp32 when `model` is cast to a half type."""
+    return [
+        f"{address}.{name}"
+        for address, module in model.named_modules()
+        if isinstance(module, FullPrecision)
+        for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    ]
+
+
+@contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Autocast off and fp32 products done in fp32 (no TF32, no bf16 passes), whatever the caller has set."""
     cuda: Any = torch.backends.cuda.matmul
