@@ -137,7 +137,7 @@ GUARANTEES: Mapping[str, str] = MappingProxyType(
         "shift_invariant": "attention logits depend on relative position only",
         "padding_ignored": "tokens marked invalid change nothing",
         "foldable": "fold() gives the same output from precomputed weights",
-        "streaming": "begin/accumulate/finish equals forward without holding the layers",
+        "streaming": "begin(chunk)/accumulate/finish equals forward without holding the layers",
         "placed": "visual vector k changes the k-th <image> position and nothing else",
         "box_round_trip": "decode(encode(box)) is within the stated error",
     }

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from fusionkit import registry
+from fusionkit.blocks.mixers.layer_sum import LayerSum
 from fusionkit.testing import Check, CheckFailed, checks_for, collect_checks, parametrize_with_checks
+from fusionkit.testing.checks.guarantees import check_streaming
+from fusionkit.testing.subjects import StepSubject
 
 SPEC = '''
 from typing import Literal
@@ -156,6 +159,15 @@ def test_a_fault_is_found(probe, fault, expected):
             checks[0]()
         return
     assert expected <= failing(probe, fault)
+
+
+def test_streaming_takes_how_many_layers_to_add_at_a_time(monkeypatch):
+    subject = StepSubject(registry.spec("mixers", "softmax_sum"), {})
+    check_streaming(subject)
+    begin = LayerSum.begin
+    monkeypatch.setattr(LayerSum, "begin", lambda self: begin(self))
+    with pytest.raises(CheckFailed, match=r"begin\(\) must take how many layers to add at a time"):
+        check_streaming(subject)
 
 
 def test_ids_say_block_example_and_check(probe):

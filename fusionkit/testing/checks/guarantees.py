@@ -13,7 +13,7 @@ from fusionkit.geometry import FULL, Frame, TokenSpec
 from fusionkit.ops.roles import parameter_roles
 from fusionkit.ops.tokens import Tokens
 from fusionkit.testing.checks.modules import require_same
-from fusionkit.testing.subjects import StepSubject, relative_error, replace_tensors, require
+from fusionkit.testing.subjects import CheckFailed, StepSubject, relative_error, replace_tensors, require
 
 FP32_TOLERANCE = 2e-6
 
@@ -147,15 +147,19 @@ def check_foldable(subject: StepSubject) -> None:
 
 
 def check_streaming(subject: StepSubject) -> None:
-    """begin / accumulate / finish over the layers equals forward on all of them."""
+    """begin / accumulate / finish over the layers equals forward on all of them, one layer or several at a time."""
     module, layers = subject.module, subject.arguments()["input"]
     expected = subject.run()["main"]
-    with torch.no_grad():
-        state: Any = module.begin()  # type: ignore[operator]
-        for index, x_BND in enumerate(layers):
-            state = module.accumulate(state, index, x_BND)  # type: ignore[operator]
-        found: Tensor = module.finish(state)  # type: ignore[operator]
-    _require_close(found, expected, "streamed output")
+    for chunk in ((), (2,)):
+        with torch.no_grad():
+            try:
+                state: Any = module.begin(*chunk)  # type: ignore[operator]
+            except TypeError as error:
+                raise CheckFailed(f"begin() must take how many layers to add at a time: {error}") from error
+            for index, x_BND in enumerate(layers):
+                state = module.accumulate(state, index, x_BND)  # type: ignore[operator]
+            found: Tensor = module.finish(state)  # type: ignore[operator]
+        _require_close(found, expected, f"streamed output, {chunk[0] if chunk else 1} at a time,")
 
 
 STEP_GUARANTEES: dict[str, Callable[[StepSubject], None]] = {
