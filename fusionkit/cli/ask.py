@@ -41,10 +41,15 @@ def command(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, tokens.")] = 64,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Let the model write whole boxes and points only.")
+    ] = False,
     plugin: PluginOption = None,
     json: JsonOption = False,
 ) -> None:
     """Ask a checkpoint about pictures; boxes and points come back in pixels of your picture.
+
+    With --json each comes with its log p: the natural logarithm of the probability of all its tokens.
 
     \b
     Examples:
@@ -67,7 +72,8 @@ def command(
     model, processor = load_checkpoint(folder)
     answered: Answered = []
     for start in range(0, len(samples), BATCH):
-        for row in answer(model, processor, samples[start : start + BATCH], max_new_tokens=max_new_tokens):
+        asked = samples[start : start + BATCH]
+        for row in answer(model, processor, asked, max_new_tokens=max_new_tokens, constrained=constrained):
             answered.append(row)
             if not json:
                 _, turn, prediction = row
@@ -138,6 +144,8 @@ def draw(answered: Answered, output: Path, checkpoint: str, *, known: bool) -> P
 
 
 def _row(sample: Sample, turn: Turn, prediction: Prediction) -> dict[str, Any]:
+    from fusionkit.evaluate.report import log_probabilities
+
     return {
         "picture": sample.provenance.source,
         "question": turn.question,
@@ -145,4 +153,5 @@ def _row(sample: Sample, turn: Turn, prediction: Prediction) -> dict[str, Any]:
         "boxes": [[box.x0, box.y0, box.x1, box.y1] for box in prediction.boxes],
         "points": [[point.x, point.y] for point in prediction.points],
         "malformed": list(prediction.malformed),
+        **log_probabilities(prediction),
     }

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class BoxGrammar:
     def of(cls, processor: FusionProcessor) -> BoxGrammar:
         """The grammar of a processor's box tokenizer; raises UsageError when it has no tokens of its own for boxes."""
         boxes = processor.box_tokenizer
-        if not hasattr(boxes, "forms"):
+        if not has_grammar(processor):
             raise UsageError(
                 f"{'the recipe has no box tokenizer' if boxes is None else f'{type(boxes).__name__} has no forms()'}; "
                 "constrained decoding needs one with tokens for boxes, for example {type: coordinate_bins}"
@@ -77,6 +77,11 @@ class BoxGrammar:
         if found is None:
             found = self.__dict__["_rank"] = {token: rank for rank, token in enumerate(self.coordinates)}
         return found
+
+
+def has_grammar(processor: FusionProcessor) -> bool:
+    """Whether the processor's box tokenizer has tokens of its own for boxes."""
+    return hasattr(processor.box_tokenizer, "forms")
 
 
 class BoxConstraint(LogitsProcessor):
@@ -168,6 +173,25 @@ def scored_items(
     return found
 
 
+def with_log_p(prediction: Prediction, scored: Sequence[Scored]) -> Prediction:
+    """The prediction with the log p of its boxes and points; None for one that is not among `scored`.
+
+    Lenient parsing also takes pieces with spaces between their tokens, which Eq. 14 says nothing of.
+    """
+
+    def found(items: Sequence[Box | Point]) -> tuple[float | None, ...]:
+        left = iter([each for each in scored if type(each.item) in {type(item) for item in items}])
+        values: list[float | None] = []
+        waiting = next(left, None)
+        for item in items:
+            same = waiting is not None and waiting.item == item
+            values.append(waiting.log_probability if waiting is not None and same else None)
+            waiting = next(left, None) if same else waiting
+        return tuple(values)
+
+    return replace(prediction, box_log_p=found(prediction.boxes), point_log_p=found(prediction.points))
+
+
 def generate_boxes(
     model: FusionVLM,
     processor: FusionProcessor,
@@ -195,4 +219,5 @@ def generate_boxes(
     ids_BT = output.sequences[:, prompt:]
     log_p_BT = token_log_probabilities(ids_BT, output.logits, getattr(output, "beam_indices", None))
     predictions = processor.decode_answers(ids_BT, sizes)
-    return list(zip(predictions, scored_items(processor, ids_BT, log_p_BT, sizes), strict=True))
+    scored = scored_items(processor, ids_BT, log_p_BT, sizes)
+    return [(with_log_p(each, found), found) for each, found in zip(predictions, scored, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ from transformers import LogitsProcessor
 
 import fusionkit
 from fusionkit.errors import ShapeError, UsageError
-from fusionkit.geometry import Size
+from fusionkit.geometry import Box, Point, Size
+from fusionkit.model.answer import answer
 from fusionkit.model.box_decoding import (
     BoxConstraint,
     BoxGrammar,
+    Scored,
     generate_boxes,
     scored_items,
     token_log_probabilities,
+    with_log_p,
 )
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
+from fusionkit.model.token_log import TokenLog
+from fusionkit.sample import Prediction, Provenance, Sample, Turn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from model_recipe import picture, recipe
@@ -176,3 +182,70 @@ def test_what_cannot_be_constrained_says_so(parts: Parts) -> None:
     plain = FusionProcessor.from_plan(fusionkit.plan(fusionkit.load_recipe(recipe(box_tokenizer={"type": "norm1000"}))))
     with pytest.raises(UsageError, match=r"Norm1000 has no forms\(\).*coordinate_bins"):
         BoxGrammar.of(plain)
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_answers_come_with_the_log_p_of_their_boxes(
+    parts: Parts, constrained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `answer` notes step by step is what the kept logits say; boxes get theirs, in order."""
+    model, processor, grammar = parts
+    kept: list[Tensor] = []
+    own = type(model).generate
+
+    def generate(self: Any, **kwargs: Any) -> Tensor:
+        kwargs["logits_processor"] = [*kwargs["logits_processor"], Eager(grammar)]
+        if constrained:
+            kwargs["logits_processor"].append(BoxConstraint(grammar))
+        output = own(self, **kwargs, return_dict_in_generate=True, output_logits=True)
+        ids_BT = output.sequences[:, kwargs["input_ids"].shape[1] :]
+        kept.append(token_log_probabilities(ids_BT, output.logits))
+        kept.append(ids_BT)
+        return output.sequences
+
+    monkeypatch.setattr(type(model), "generate", generate)
+    turns = [Turn(question, ()) for question in ("box red", "point to green", "where are all of the squares?")]
+    samples = [
+        Sample(partial(picture, number), SIZE, (turn,), Provenance("test", number)) for number, turn in enumerate(turns)
+    ]
+    answered = [row[2] for row in answer(model, processor, samples, max_new_tokens=15, constrained=constrained)]
+    expected = scored_items(processor, kept[1], kept[0], [SIZE] * 3)
+    count = 0
+    for prediction, scored in zip(answered, expected, strict=True):
+        for kind, items, values in (
+            (Box, prediction.boxes, prediction.box_log_p),
+            (Point, prediction.points, prediction.point_log_p),
+        ):
+            found = [(item, value) for item, value in zip(items, values, strict=True) if value is not None]
+            wanted = [(each.item, each.log_probability) for each in scored if isinstance(each.item, kind)]
+            assert [item for item, _ in found] == [item for item, _ in wanted]
+            assert [value for _, value in found] == pytest.approx([value for _, value in wanted], abs=1e-4)
+            assert not constrained or (len(found) == len(items) and not prediction.malformed)
+            count += len(found)
+    assert count > 2 or not constrained
+
+
+def test_log_p_goes_to_the_items_it_belongs_to() -> None:
+    one, two, dot = Box(0, 0, 1, 1), Box(0, 0, 2, 2), Point(3, 3)
+    prediction = Prediction("", (one, two), (dot, dot))
+    found = with_log_p(prediction, [Scored(dot, -1.0), Scored(two, -2.0), Scored(dot, -3.0)])
+    assert (found.box_log_p, found.point_log_p) == ((None, -2.0), (-1.0, -3.0))
+    assert with_log_p(Prediction("no box"), []) == Prediction("no box")
+
+
+def test_a_token_log_says_when_it_was_not_watching(parts: Parts) -> None:
+    model, processor, _ = parts
+    with pytest.raises(ShapeError, match="saw no logits: call generate inside"):
+        model.generate(**inputs(processor), max_new_tokens=2, do_sample=False, logits_processor=[TokenLog()])
+    with pytest.raises(ShapeError, match="2 tokens, but 0 steps were seen"):
+        TokenLog().of(torch.zeros(1, 2, dtype=torch.long))
+
+
+def test_plain_text_boxes_have_no_log_p_and_cannot_be_constrained() -> None:
+    model = fusionkit.build(recipe(box_tokenizer={"type": "norm1000"})).eval()
+    processor = FusionProcessor.from_plan(model.plan)
+    samples = [Sample(lambda: picture(0), SIZE, (Turn("box red", ()),), Provenance("test", 0))]
+    ((_, _, prediction),) = answer(model, processor, samples, max_new_tokens=4)
+    assert (prediction.box_log_p, prediction.point_log_p) == ((), ())
+    with pytest.raises(UsageError, match=r"Norm1000 has no forms\(\)"):
+        list(answer(model, processor, samples, max_new_tokens=4, constrained=True))

@@ -17,6 +17,7 @@ from fusionkit.cli.main import run
 from fusionkit.data.short_blocks import make_block, read_block
 from fusionkit.errors import UsageError
 from fusionkit.geometry import Box, Size
+from fusionkit.pictures import open_picture, picture_size
 
 BOXES = {
     "one.jpg": [[0, 0, 320, 240], [320, 240, 320, 240]],
@@ -211,13 +212,13 @@ def test_a_sheet_shows_the_worst_first(root: Path, tmp_path: Path, capsys: pytes
     words = ("boxes", "sheet", file, "--data", data(root), "--from", "norm1000", "-o", out)
     assert fusionkit(*words, "-n", 1) == 0
     assert f"wrote {out} with 1 of 4 answers (worst)" in capsys.readouterr().err
-    page = Image.open(out)
+    page = open_picture(out)
     assert page.width == 480 + 24  # scaled down
-    corner = np.asarray(page.convert("RGB"))[14:20, 470:500].reshape(-1, 3).tolist()
+    corner = np.asarray(page)[14:20, 470:500].reshape(-1, 3).tolist()
     assert any(red > 200 and green < 120 > blue for red, green, blue in corner)  # the wrong box is at the top right
     for order, width in (("best", 3), ("spread", 2)):
         assert fusionkit(*words, "-n", width, "--order", order) == 0
-        assert Image.open(out).width == width * (480 + 12) + 12
+        assert picture_size(out).width == width * (480 + 12) + 12
     assert fusionkit(*words[:-1], tmp_path / "sheet.txt") == 2
     assert "expected a name that ends in .png" in capsys.readouterr().err
 
