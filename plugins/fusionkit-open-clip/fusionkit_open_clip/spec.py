@@ -14,6 +14,7 @@ from fusionkit_open_clip.architecture import PREFIX_TOKENS, Tower, tower
 Statistics = tuple[float, float, float]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RANDOM = "random"
+TRAINED_HERE = "none: trained from scratch"
 
 
 class VitConfig(BlockConfig):
@@ -50,7 +51,7 @@ def describe(config: VitConfig) -> EncoderInfo:
         prefix_tokens=PREFIX_TOKENS,
         mean=config.mean,
         std=config.std,
-        licence="MIT (OpenCLIP); weights: as their publisher says",
+        licence=TRAINED_HERE if config.weights == RANDOM else "MIT (OpenCLIP); weights: as their publisher says",
         count_params=partial(shape.params, grid),
         count_flops=shape.flops,
         name=f"openclip.vit {config.model}",

@@ -13,6 +13,7 @@ from fusionkit_pyramid.shape import COARSEST, shape_of
 
 Statistics = tuple[float, float, float]
 PRETRAINED, RANDOM = "pretrained", "random"
+TRAINED_HERE = "none: trained from scratch"
 
 
 class ConvnextConfig(BlockConfig):
@@ -59,7 +60,7 @@ def describe(config: ConvnextConfig) -> EncoderInfo:
         prefix_tokens=0,
         mean=config.mean,
         std=config.std,
-        licence="weights: as timm states for the tag",
+        licence=TRAINED_HERE if config.weights == RANDOM else "weights: as timm states for the tag",
         count_params=shape.params,
         count_flops=partial(shape.count_flops, config.stride),
         name=config.model,
