@@ -1,4 +1,4 @@
-# make test   set up, lint, type-check, run the suite, build and install the wheel and the plugins
+# make test   set up, lint, type-check, run the suite and the plugins' own tests, build and install all wheels
 # make demo   set up and run the main job: list, plan, train, evaluate, ask (offline, CPU, minutes)
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ export PIP_FIND_LINKS :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup test lint types suite slow wheel demo clean
+.PHONY: setup test lint types suite plugins slow wheel demo clean
 
 setup: $(VENV)/.stamp
 
@@ -33,13 +33,16 @@ types: setup
 suite: setup
 	$(BIN)/python -m pytest $(PYTEST) -m "not slow and not gpu"
 
+plugins: setup
+	$(BIN)/python -m pytest $(PYTEST) -m "not slow and not gpu" $(wildcard plugins/*/tests)
+
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
 wheel: setup
 	$(BIN)/python tests/wheel_check.py $(PLUGIN_FOLDERS)
 
-test: lint types wheel suite
+test: lint types wheel suite plugins
 
 demo: setup
 	$(BIN)/fusionkit demo -o demo
