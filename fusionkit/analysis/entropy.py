@@ -68,6 +68,8 @@ def analyse(
     feature_energy. Raises UsageError when an encoder does not have it.
     """
     check_plots()
+    # What was asked wrongly is said before anything is measured.
+    directions(dict.fromkeys([subject.label for subject in subjects], 0.0), direction)
     asked = {subject.label: stream.parse_layers(layers, subject) for subject in subjects}
     measured = [_measure(subject, photos, asked[subject.label], frame) for subject in subjects]
     goes_by = {each.subject.label: _goes_by(each, measure) for each in measured}
@@ -248,7 +250,7 @@ def _about_attention(each: Measured, by: str) -> list[str]:
     layers = spans(sorted(int(layer) for layer in each.missing))
     reasons = "; ".join(sorted(set(each.missing.values())))
     return [
-        f"{each.subject.label}: no attention to measure at layers {layers} ({reasons}); goes by {by.replace('_', ' ')}."
+        f"{each.subject.label}: no attention to measure at layers {layers} ({reasons}); goes by {by.replace('_', '-')}."
     ]
 
 

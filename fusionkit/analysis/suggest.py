@@ -65,9 +65,15 @@ def suggest(subject: Subject, report: Mapping[str, Any], direction: str, rule: R
         return _half(subject, report, direction, error.message)
     measured = len(report["layers"])
     if rule is None and not measured / 4 <= len(layers) < measured:
-        return _half(subject, report, direction, f"the knee of the curve would choose {spans(layers)} of {measured}")
+        return _half(subject, report, direction, _not_useful(layers, measured))
     rule = rule or {"knee": True}
     return Suggestion(layers, direction, rule, _words(layers, report, direction, rule))
+
+
+def _not_useful(layers: Sequence[int], measured: int) -> str:
+    if len(layers) == measured:
+        return "the knee of the curve would leave nothing out"
+    return f"the knee of the curve would choose layer{'s' * (len(layers) > 1)} {spans(layers)} only"
 
 
 def _half(subject: Subject, report: Mapping[str, Any], direction: str, why: str) -> Suggestion:
@@ -127,7 +133,7 @@ def _words(layers: Sequence[int], report: Mapping[str, Any], direction: str, rul
         if direction == "high"
         else "concentrated on few places, as layers that say where things are"
     )
-    measure = report["measure"].replace("_", " ")
+    measure = report["measure"].replace("_", "-")
     first, *_, last = values.values() if len(values) > 1 else [*values.values()] * 2
     course = "falls" if last < first else "rises"
     words = (

@@ -21,46 +21,6 @@ from fusionkit.analysis.subjects import Subject, subjects, weights_digest
 from fusionkit.analysis.suggest import directions, fragment, spans, suggest
 from fusionkit.errors import DataError, FusionkitError, UsageError
 
-PLUGIN = """
-from typing import Literal
-import torch
-from torch import nn
-from fusionkit.plugin import BlockConfig, BlockSpec, EncoderInfo, Grid
-
-class HourOldConfig(BlockConfig):
-    type: Literal["acme.hour_old"] = "acme.hour_old"
-    depth: int = 4
-
-def describe(config):
-    return EncoderInfo(depth=config.depth, width=8, stride=(8, 8), input_size=(32, 32), prefix_tokens=0,
-        mean=(0.5,) * 3, std=(0.5,) * 3, licence="none", count_params=lambda deepest: 0,
-        count_flops=lambda deepest, grid: 0, name="acme.hour_old")
-
-class HourOld(nn.Module):
-    def __init__(self, config, site):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 8, stride=8)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(max(site.layers)))
-
-    def forward_layers(self, x, layers):
-        found = {}
-        self.tap(x, layers, found.__setitem__)
-        return [found[layer] for layer in layers]
-
-    def tap(self, x, layers, consume):
-        x = self.stem(x).flatten(2).transpose(1, 2)
-        if 0 in layers:
-            consume(0, x)
-        for layer, block in enumerate(self.blocks[: max(layers)], start=1):
-            x = block(x)
-            if layer in layers:
-                consume(layer, x)
-
-HOUR_OLD = BlockSpec(api=1, family="encoders", config=HourOldConfig, describe=describe,
-    factory="hour_old:HourOld", summary="Written an hour ago.")
-"""
-
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
