@@ -287,7 +287,7 @@ WRONG: list[tuple[str, str, list[str]]] = [
     (
         "train:\n",
         "train:\n  precision: fp16\n",
-        ["r.yaml:23:3: train.precision: must be 'fp32' or 'bf16', got 'fp16' (did you mean 'bf16'?)"],
+        ["r.yaml:23:3: train.precision: must be 'fp32', 'bf16' or 'fp64', got 'fp16' (did you mean 'fp64'?)"],
     ),
     (
         "fusion:\n  join",
