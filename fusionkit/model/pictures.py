@@ -43,23 +43,24 @@ class Pictures:
         return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.long)
 
 
-def prepare_pictures(plan: Plan, cropper: Any, images: Sequence[Image]) -> Pictures:
-    """Crop decoded RGB pictures and normalise them per stream.
+def prepare_pictures(plan: Plan, cropper: Any, images: Sequence[Image], names: Sequence[str] = ()) -> Pictures:
+    """Crop decoded RGB pictures and normalise them per stream. `names` is what an error calls them.
 
     Raises ShapeError when the cropper returns another number of crops than its own layout counts.
     """
     infos = {name: stream.info for name, stream in plan.streams.items()}
     batches: dict[str, list[Tensor]] = {name: [] for name in infos}
     counts, sizes, layouts, regions = [], [], [], []
-    for image in images:
+    for number, image in enumerate(images):
         size = Size(*image.size)
         layout = plan.layout(size)
         crops = cropper.split(image, infos)
         for name in infos:
             pixels_CHW = torch.from_numpy(crops.pixels[name])
             if len(pixels_CHW) != layout.crops:
+                where = f"{names[number]}: " if names else ""
                 raise ShapeError(
-                    f"cropper: {size} picture gives {len(pixels_CHW)} crops for stream {name}, its layout counts {layout.crops}"
+                    f"{where}cropper: {size} picture gives {len(pixels_CHW)} crops for stream {name}, its layout counts {layout.crops}"
                 )
             batches[name].append(pixels_CHW)
         counts.append(layout.crops)

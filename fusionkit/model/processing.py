@@ -5,8 +5,8 @@ Shapes: B rows, T tokens, C crops, V visual tokens placed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,11 @@ class FusionProcessor(ProcessorMixin):
         order, encoded = [], []
         for row in rows:
             mine = [next(remaining) for _ in range(row.count(IMAGE_TOKEN))]
-            order += mine
+            order.append(mine)
             encoded.append(self._encode(row, pictures, mine))
-        batch = self._pad(encoded, padding_side)
-        return BatchFeature({**batch, **self._visual_inputs(pictures, order)})
+        batch = self._pad(encoded, padding_side) | self._visual_inputs(pictures, chain.from_iterable(order))
+        self._verify(batch, pictures.sizes, order, [f"text {number}" for number in range(1, len(rows) + 1)])
+        return BatchFeature(batch)
 
     def prompt(self, question: str, *, pictures: int = 1) -> str:
         """One user turn through the chat template, after `pictures` image marks, ready for the answer."""
@@ -177,7 +178,8 @@ class FusionProcessor(ProcessorMixin):
         turn) per row, and `regions`, each sample's crops as boxes in pixels of the picture.
         """
         opened = [_open(sample) for sample in samples]
-        pictures = self._pictures([image for images in opened for image in images])
+        names = [str(sample.provenance) for sample, images in zip(samples, opened, strict=True) for _ in images]
+        pictures = self._pictures([image for images in opened for image in images], names)
         starts = [0, *accumulate(len(images) for images in opened)]
         shown = [range(start, stop) for start, stop in pairwise(starts)]
         encoded, labels, turns = [], [], []
@@ -191,9 +193,10 @@ class FusionProcessor(ProcessorMixin):
                 encoded.append(prompt + answer)
                 labels.append([IGNORED] * len(prompt) + answer)
                 turns.append((index, turn))
-                order += mine
+                order.append(mine)
         side = "right" if answers else "left"
-        batch: dict[str, Any] = {**self._pad(encoded, side), **self._visual_inputs(pictures, order)}
+        batch: dict[str, Any] = self._pad(encoded, side) | self._visual_inputs(pictures, chain.from_iterable(order))
+        self._verify(batch, pictures.sizes, order, [str(samples[index].provenance) for index, _ in turns])
         if answers:
             batch["labels"] = _pad_rows(labels, IGNORED, side)
         regions = [tuple(region for slot in mine for region in pictures.regions[slot]) for mine in shown]
@@ -218,10 +221,10 @@ class FusionProcessor(ProcessorMixin):
         return "".join(pieces)
 
     # -------------------------------------------------------------------------------------------------- parts
-    def _pictures(self, images: Sequence[Image]) -> Pictures:
+    def _pictures(self, images: Sequence[Image], names: Sequence[str] = ()) -> Pictures:
         if images and self._cropper is None:
             raise UsageError("this recipe has no cropper, so it takes no pictures")
-        return prepare_pictures(self._plan, self._cropper, images)
+        return prepare_pictures(self._plan, self._cropper, images, names)
 
     def _encode(self, row: str, pictures: Pictures, mine: Sequence[int], sample: Sample | None = None) -> list[int]:
         pieces = row.split(IMAGE_TOKEN)
@@ -258,12 +261,31 @@ class FusionProcessor(ProcessorMixin):
             "attention_mask": _pad_rows([[1] * len(row) for row in rows], 0, side),
         }
 
-    def _visual_inputs(self, pictures: Pictures, order: Sequence[int]) -> dict[str, Tensor]:
+    def _verify(
+        self, batch: Mapping[str, Tensor], sizes: Sequence[Size], order: Sequence[Sequence[int]], names: Sequence[str]
+    ) -> None:
+        """Hold what is about to leave against the plan's layout, the one place where tokens are counted.
+
+        `order` has each row's pictures, `names` what an error calls the row. Raises DataError naming the first row that
+        is wrong, the number expected and the number found: a model would notice, but not know whose fault it is.
+        """
+        counts = [len(self._plan.layout(size).patches) for size in sizes]
+        expected = [sum(counts[picture] for picture in mine) for mine in order]
+        found = (batch["input_ids"] == self.image_token_id).sum(1).tolist()
+        for name, wanted, have in zip(names, expected, found, strict=True):
+            if wanted != have:
+                raise DataError(f"{name}: expected {wanted} image tokens, the processor made {have}")
+        shown = len(batch["visual_index"]) if "visual_index" in batch else 0
+        if shown != sum(expected):
+            others = f" and {len(names) - 1} other rows" if len(names) > 1 else ""
+            raise DataError(f"{names[0]}{others}: expected {sum(expected)} visual tokens, the processor placed {shown}")
+
+    def _visual_inputs(self, pictures: Pictures, order: Iterable[int]) -> dict[str, Tensor]:
         if not pictures.counts:
             return {}
         inputs = {PIXELS + name: pixels for name, pixels in pictures.pixels.items()}
         inputs |= {COVERAGE + name: shares for name, shares in pictures.coverage.items()}
-        inputs["visual_index"] = pictures.visual_index(self._plan.visual.tokens, order)
+        inputs["visual_index"] = pictures.visual_index(self._plan.visual.tokens, list(order))
         inputs["crop_counts"] = torch.tensor(pictures.counts)
         return inputs
 
