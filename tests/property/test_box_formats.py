@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 import time
 from fractions import Fraction
 from typing import Any
@@ -10,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusionkit import registry
+from fusionkit.blocks.box_tokenizers.qwen2_5_vl import resized_size
 from fusionkit.errors import BoxDecodeError
 from fusionkit.geometry import Box, Point, Size
 from fusionkit.testing.strategies import boxes, points
@@ -57,18 +60,99 @@ def test_every_number_comes_back_as_itself(name: str, side: int) -> None:
         assert tokenizer.encode(point, size) == text
 
 
+def numbers_of(tokenizer: Any, text: str) -> list[int]:
+    """The numbers that stand in the text of an item without a label, in the format's order."""
+    return [int(number) for number in re.findall(r"[0-9]+", text.replace(".", ""))]
+
+
+def exact_numbers(name: str, x: Fraction, y: Fraction, size: Size) -> list[int]:
+    """A point's numbers by the definition of each format, in rationals, written down here a second time."""
+
+    def even(value: Fraction) -> int:
+        return round(value)  # of a Fraction: to the nearest, halves to even, exactly
+
+    def up(value: Fraction) -> int:
+        return math.floor(value + Fraction(1, 2))
+
+    u, v = x / size.width, y / size.height
+    if name == "coordinate_bins":
+        return [up(u * 999), up(v * 999)]
+    if name == "pixel_text":
+        return [even(x), even(y)]
+    if name == "molmo_points":
+        return [even(u * 1000), even(v * 1000)]
+    if name == "qwen2_5_vl":
+        seen = resized_size(size, 28, 3136, 1003520)
+        return [even(u * seen.width), even(v * seen.height)]
+    if name in ("norm1000", "internvl"):
+        return [even(u * 1000), even(v * 1000)]
+    if name == "paligemma":
+        return [even(v * 1023), even(u * 1023)]
+    if name == "pix2seq":
+        return [even(v * 999), even(u * 999)]
+    if name == "qwen_vl":
+        return [up(u * 999), up(v * 999)]
+    if name == "florence2":
+        return [min(math.floor(u * 1000), 999), min(math.floor(v * 1000), 999)]
+    if name == "kosmos2":
+        column, row = (min(math.floor(share * 32), 31) for share in (u, v))
+        return [row * 32 + column]
+    assert name == "shikra"
+    side = max(size.width, size.height)
+    pads = (side - size.width) // 2, (side - size.height) // 2
+    return [even((x + pads[0]) * 1000 / side), even((y + pads[1]) * 1000 / side)]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_narrow_floats_mean_their_exact_value(name: str) -> None:
+@given(data=st.data(), size=sizes)
+def test_every_width_of_float_gives_the_token_of_its_exact_value(name: str, data: st.DataObject, size: Size) -> None:
+    """bfloat16, float16, float32 and float64 coordinates mean the rational they are; no arithmetic is done in them."""
+    dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64]))
+    shares = torch.tensor([data.draw(st.floats(0, 1)), data.draw(st.floats(0, 1))], dtype=torch.float64)
+    narrow = (shares * torch.tensor([size.width, size.height])).to(dtype)
+    x, y = (min(value.item(), side) for value, side in zip(narrow, (size.width, size.height), strict=True))
+    expected = exact_numbers(name, Fraction(x), Fraction(y), size)
+    found = numbers_of(make(name), make(name).encode(Point(x, y), size))
+    if name == "molmo_points":  # the label's attribute holds no number, `x` and `y` one decimal each
+        found = found[:2]
+    assert found[-len(expected) :] == expected  # before them may stand the 2 of `point_2d`
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numpy_scalars_are_taken_as_they_are(name: str) -> None:
     tokenizer, size = make(name), Size(641, 222)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for value in torch.linspace(0, 222, 50).to(dtype):
-            exact = float(Fraction(value.item()))
-            assert tokenizer.encode(Point(value.item(), value.item()), size) == tokenizer.encode(
-                Point(exact, exact), size
-            )
-    assert tokenizer.encode(Point(np.float32(1.1), np.float32(1.1)), size) == tokenizer.encode(
-        Point(float(np.float32(1.1)), float(np.float32(1.1))), size
-    )
+    for value in (np.float16(1.1), np.float32(1.1), np.float64(1.1), np.int64(7)):
+        assert tokenizer.encode(Point(value, value), size) == tokenizer.encode(Point(float(value), float(value)), size)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"coordinate_bins", "kosmos2"}))
+@settings(max_examples=10)
+@given(size=sizes)
+def test_every_number_is_its_own_under_reading_and_writing(name: str, size: Size) -> None:
+    """Every bin, on both axes: its coordinate is written as itself. Bins narrower than rounding allows do not exist."""
+    tokenizer = make(name)
+    for axis, limit in enumerate(tokenizer.steps(size)):
+        first, last = 0, limit
+        if name == "shikra":  # bins wholly in the padding are moved to the picture's edge
+            first = tokenizer.number(0.0, axis, size)
+            last = tokenizer.number(float((size.width, size.height)[axis]), axis, size)
+        step = max(1, (last - first) // 2000)
+        for number in {*range(first, last + 1, step), last}:
+            assert tokenizer.number(tokenizer.coordinate(number, axis, size), axis, size) == number
+
+
+@settings(max_examples=10)
+@given(size=sizes)
+def test_every_bin_and_every_cell_is_its_own(size: Size) -> None:
+    bins, cells = make("coordinate_bins"), make("kosmos2")
+    for number in range(1000):
+        text = f"<POINT><COORD_{number}><COORD_{999 - number}><END_POINT>"
+        (point,) = bins.parse(text, size, strict=True).points
+        assert bins.encode(point, size) == text
+    for number in range(32 * 32):
+        text = f"<object><patch_index_{number:04d}></object>"
+        (point,) = cells.parse(text, size, strict=True).points
+        assert cells.encode(point, size) == text
 
 
 def mutated(name: str, draw: random.Random) -> str:

@@ -18,7 +18,7 @@ from fusionkit.blocks.metrics.assignment import cheapest
 from fusionkit.blocks.metrics.specs import PointAccuracyConfig
 from fusionkit.blocks.metrics.vqa_words import vqa_normalised
 from fusionkit.errors import DataError
-from fusionkit.geometry import Box, Point, Size
+from fusionkit.geometry import Box, Mask, Point, Size
 from fusionkit.sample import Prediction, Provenance, Sample, SceneObject, Turn
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "parity" / "goldens" / "metrics_dev.json").read_text())
@@ -75,6 +75,51 @@ def test_pointing_agrees_with_the_released_code(number: int) -> None:
     found = scores("pointing", Prediction("", points=parsed.points), turn, objects, within="box")
     expected = FAULTS.get(number, (case["precision"], case["recall"], case["f1"]))
     assert (found["precision"], found["recall"], found["pointing"]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN["pointing"])))
+def test_pointing_within_masks_agrees_with_the_released_code(number: int) -> None:
+    """The released evaluator's own rule: a matched point counts inside the mask of its true point."""
+    case = GOLDEN["pointing"][number]
+    size = Size(*case["image_wh"])
+    molmo = registry.spec("box_tokenizers", "molmo_points")
+    parsed = registry.factory(molmo)(molmo.config(), None).parse(case["prediction"], size)
+    turn = Turn("q", tuple(Point(x, y) for x, y in case["gt_points"]), "point")
+    objects = tuple(SceneObject(Box(*box), mask=filled(Box(*box), size)) for box in case["mask_boxes"])
+    found = scores("pointing", Prediction("", points=parsed.points), turn, objects, within="mask")
+    expected = FAULTS.get(number, (case["precision"], case["recall"], case["f1"]))
+    assert (found["precision"], found["recall"], found["pointing"]) == pytest.approx(expected, abs=1e-6)
+
+
+def filled(box: Box, size: Size) -> Mask:
+    """The mask of all pixels in a box."""
+    x0, y0, x1, y1 = (int(value) for value in (box.x0, box.y0, box.x1, box.y1))
+    inside = [x1 - x0, size.width - x1 + x0] * (y1 - y0 - 1) + [x1 - x0]
+    before = y0 * size.width + x0
+    return Mask(size, (before, *inside, size.width * size.height - before - sum(inside)))
+
+
+def test_masks() -> None:
+    size = Size(4, 3)
+    mask = filled(Box(1, 1, 3, 3), size)
+    assert mask == Mask.of_rows([[False] * 4, [False, True, True, False], [False, True, True, False]])
+    inside = {(x, y) for x in range(4) for y in range(3) if mask.contains(Point(x + 0.5, y + 0.5))}
+    assert inside == {(1, 1), (2, 1), (1, 2), (2, 2)}
+    assert mask.contains(Point(1, 3))  # the bottom edge belongs to the last row
+    assert not mask.contains(Point(4, 3))
+    assert not any(mask.contains(Point(x, y)) for x, y in ((-0.1, 1), (1, -0.1), (4.1, 1), (1, 3.1)))
+    assert Mask.of_rows([[True, True]]).runs == (0, 2)
+    with pytest.raises(DataError, match="mask: runs of 3 pixels, expected those of a 4x3 picture"):
+        Mask(size, (1, 2))
+    with pytest.raises(DataError, match="mask: expected rows of truth values, all of one length"):
+        Mask.of_rows([])
+
+
+def test_pointing_says_when_masks_are_missing() -> None:
+    turn = Turn("q", (Point(9, 9), Point(3, 3)), "point")
+    thing = SceneObject(Box(0, 0, 9, 9), mask=filled(Box(0, 0, 9, 9), Size(640, 480)))
+    with pytest.raises(DataError, match=r"test:1: 1 masks for 2 true points; pointing within: mask needs an object"):
+        scores("pointing", Prediction(""), turn, (thing, SceneObject(Box(0, 0, 5, 5))), within="mask")
 
 
 @pytest.mark.parametrize(

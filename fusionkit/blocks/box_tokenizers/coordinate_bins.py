@@ -136,7 +136,7 @@ class CoordinateBins:
 
     def _bin(self, x: float, side: int) -> int:
         """Eq. 11 and 12 in integers; a float is the exact ratio of two integers, so nothing is rounded before."""
-        above, below = min(max(x, 0), side).as_integer_ratio()
+        above, below = float(min(max(x, 0), side)).as_integer_ratio()
         return (2 * above * (self.bins - 1) + side * below) // (2 * side * below)
 
     def _decode(self, number: int, side: int) -> float:
