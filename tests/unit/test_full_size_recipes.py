@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import fusionkit
 from fusionkit.cli.plan_meta import compare
@@ -74,6 +76,22 @@ def test_the_flagship_as_released_has_all_its_parameters() -> None:
     # 59.2 M as in the released code, less the frequencies of time and the weight of a distance, which nothing depends on.
     assert params["fusion.align"] == 59_214_997
     assert comparison.built == 8_402_862_638
+
+
+@pytest.mark.parametrize("name", ["come_vl", "come_vl_released", "comm_channel"])
+def test_the_vision_side_costs_what_it_plans(name: str) -> None:
+    """Every product of one crop, counted on the meta device at full size."""
+    parts = ("language_model", "box_tokenizer", "injectors", "train", "evaluate")
+    recipe = {"extends": f"builtin:{name}", "name": "vision", **dict.fromkeys(parts)}
+    model: Any = fusionkit.build(recipe, device="meta").eval()
+    pixels = {
+        name: torch.empty(1, 3, *stream.info.input_size, device="meta") for name, stream in model.plan.streams.items()
+    }
+    with torch.no_grad():
+        model.fuse(model.encode_streams(pixels))  # what is made once is no cost of a crop
+        with FlopCounterMode(display=False) as counter:
+            model.fuse(model.encode_streams(pixels))
+    assert counter.get_total_flops() == pytest.approx(sum(node.flops for node in model.plan.nodes), rel=0.01)
 
 
 def test_planning_needs_no_library() -> None:

@@ -68,6 +68,8 @@ def pictures(encoder: TimmEncoder, count: int = 2) -> Tensor:
         ("vit_small_patch16_dinov3.lvd1689m", (48, 32)),
         ("vit_small_patch14_reg4_dinov2.lvd142m", (28, 42)),
         ("vit_small_patch16_224.dino", (32, 32)),
+        ("vit_base_patch16_siglip_224.v2_webli", (48, 32)),
+        ("vit_base_patch16_clip_quickgelu_224.openai", (32, 32)),
         (PRE_NORM, (32, 48)),
     ],
 )
