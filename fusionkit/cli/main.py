@@ -44,6 +44,7 @@ VERBS = {
     "convert": Verb("fusionkit.cli.convert", "Convert a released checkpoint into one of ours."),
     "train": Verb("fusionkit.cli.train", "Train a recipe, or resume, or use your own data."),
     "evaluate": Verb("fusionkit.cli.evaluate", "Score a checkpoint on held-out data."),
+    "sweep": Verb("fusionkit.cli.sweep", "Compare variants of a recipe, with seeds and intervals."),
     "ask": Verb("fusionkit.cli.ask", "Ask a checkpoint about a picture; draws boxes."),
     "analyze": Verb("fusionkit.cli.analyze", "See what encoders see, and which layers to read."),
     "bench": Verb("fusionkit.cli.bench", "Time blocks beside their peers and the machine's limits."),

@@ -35,8 +35,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluate": (*BELOW_MODEL, "model", "data", "train"),
     "analysis": BELOW_TOOLS,
     "bench": BELOW_TOOLS,
+    "sweep": BELOW_TOOLS,
     "testing": BELOW_TOOLS,
-    "cli": (*BELOW_TOOLS, "analysis", "bench", "testing", "fusionkit"),
+    "cli": (*BELOW_TOOLS, "analysis", "bench", "sweep", "testing", "fusionkit"),
     # The public names, each imported when it is first used; and `python -m fusionkit`.
     "fusionkit": ("model", "ops", "recipe", "registry"),
     "__main__": ("cli",),
