@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 DataOption = Annotated[
     str,
     typer.Option(
-        "--data", metavar="DATA", help="A dataset with settings: `refcoco,root=data/refcoco,splits=[val,testA]`."
+        "--data",
+        metavar="DATA",
+        help='A dataset with settings: `refcoco,root=data/refcoco,split=val`, `"refcoco,splits=[val,testA]"`.',
     ),
 ]
 PredictionsArg = Annotated[
@@ -86,7 +88,7 @@ def score(
     Examples:
       fusionkit boxes score answers.jsonl --data refcoco,root=data/refcoco,split=val --from qwen2_5_vl
       fusionkit boxes score new.jsonl --against old.jsonl --data refcoco,split=val --from paligemma -o report
-      fusionkit boxes score answers.jsonl --data pixmo,parts=[points] --from molmo_points --metric pointing,tolerance=3
+      fusionkit boxes score answers.jsonl --data "pixmo,parts=[points]" --from molmo_points --metric pointing,tolerance=3
     """
     if output is not None:
         make_folder(output)

@@ -88,6 +88,13 @@ def match(rows: Sequence[tuple[str, Row]], samples: Iterable[Sample], tokenizer:
         )
     if unknown := sorted(answers.keys() - {name for name, _, _ in questions}):
         raise DataError(f"{answers[unknown[0]][0]}: no question is called {unknown[0]!r} in this data")
+    for name, _, turn in questions:
+        where, row = answers[name]
+        if row.get("question", turn.question) != turn.question:
+            raise DataError(
+                f"{where}: answers {row['question']!r}, but {name} asks {turn.question!r} in this data; give the --data "
+                "that the questions were written from"
+            )
     return [
         (sample, turn, read_prediction(answers[name][1], sample.size, tokenizer, answers[name][0]))
         for name, sample, turn in questions

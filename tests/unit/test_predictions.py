@@ -206,6 +206,16 @@ def test_other_mistakes_are_told(root: Path, tmp_path: Path, capsys: pytest.Capt
     assert "a.jsonl:1: expected 'text', or 'boxes' and 'points'; it has 'other'" in capsys.readouterr().err
 
 
+def test_an_answer_to_another_question_is_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = asked(root, capsys)
+    rows[0]["question"] = rows[1]["question"]
+    file = written(tmp_path / "a.jsonl", [row | {"text": ""} for row in rows])
+    assert fusionkit("boxes", "score", file, "--data", data(root), "--from", "norm1000") == 2
+    assert "a.jsonl:1: answers 'Locate thing 1.', but refs.json:0#0 asks 'Locate thing 0.'" in capsys.readouterr().err
+
+
 def test_a_sheet_shows_the_worst_first(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = answers(tmp_path / "a.jsonl", asked(root, capsys), "norm1000", [True, True, True, False])
     out = tmp_path / "sheet.png"
