@@ -78,7 +78,7 @@ def test_the_flagship_as_released_has_all_its_parameters() -> None:
     assert comparison.built == 8_402_862_638
 
 
-@pytest.mark.parametrize("name", ["come_vl", "come_vl_released", "comm_channel"])
+@pytest.mark.parametrize("name", ["come_vl", "come_vl_released"])
 def test_the_vision_side_costs_what_it_plans(name: str) -> None:
     """Every product of one crop, counted on the meta device at full size."""
     parts = ("language_model", "box_tokenizer", "injectors", "train", "evaluate")

@@ -13,6 +13,7 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -205,11 +206,32 @@ def test_positions_are_resized_to_the_planned_input(file: Path) -> None:
 
 
 def test_a_model_in_the_cache_needs_no_network(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusionkit.blocks.encoders.timm_encoder.cached_file", lambda hub_id, name: file)
+    monkeypatch.setattr("fusionkit.blocks.encoders.timm_encoder.cached_file", lambda hub_id, name, revision: file)
     assert torch.equal(
         build(TINY, layers=(1,), weights="pretrained").model.cls_token,
         build(TINY, layers=(1,), weights=str(file)).model.cls_token,
     )
+
+
+def test_a_revision_is_looked_for_in_the_cache_and_on_the_hub(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    cached = {"v1": file}
+    monkeypatch.setattr(
+        "fusionkit.blocks.encoders.timm_encoder.cached_file", lambda hub_id, name, revision: cached.get(revision)
+    )
+    assert build(TINY, layers=(1,), weights="pretrained", revision="v1").kept == 1
+
+    def download(name: str, **options: Any) -> nn.Module:
+        asked.append(options["pretrained_cfg_overlay"])
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("fusionkit.blocks.encoders.timm_encoder.check_reachable", lambda hub_id, ways_on: None)
+    monkeypatch.setattr("fusionkit.blocks.encoders.timm_encoder.timm.create_model", download)
+    with pytest.raises(BuildError, match=r"weights of 'timm/test_vit\.r160_in1k' .* no network in tests"):
+        build(TINY, layers=(1,), weights="pretrained", revision="v2")
+    assert asked == [{"hf_hub_id": f"timm/{TINY}@v2"}]
+    with pytest.raises(ValidationError, match="only pretrained weights have revisions"):
+        TimmConfig(model=TINY, weights=str(file), revision="v1")
 
 
 def test_weights_that_do_not_fit_are_refused(file: Path) -> None:

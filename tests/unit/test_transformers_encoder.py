@@ -272,6 +272,11 @@ def test_preprocessors_that_cannot_be_meant_are_named(folder: Path, preprocessor
         describe_transformers(TransformersConfig(model=str(folder)))
 
 
+def test_a_folder_has_no_revisions(folder: Path) -> None:
+    with pytest.raises(ShapeError, match="is a folder here; only a hub id has revisions"):
+        describe_transformers(TransformersConfig(model=str(folder), revision="main"))
+
+
 def test_pixels_that_are_not_normalised_have_statistics_too(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
     info = describe_transformers(TransformersConfig(model=str(folder)))

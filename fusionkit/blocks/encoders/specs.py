@@ -104,9 +104,17 @@ class TimmConfig(NamedConfig):
         min_length=1,
         description="`pretrained`, `random`, or the path of a .safetensors file or its folder.",
     )
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of the pretrained weights.")
     info: Architecture | None = Field(
         None, description="Facts of a model that the built-in table does not list; checked when the model is built."
     )
+
+    @model_validator(mode="after")
+    def _revision_of_something(self) -> Self:
+        # `random` stands for `pretrained` while only shapes are built.
+        if self.revision is not None and self.weights not in ("pretrained", "random"):
+            raise ValueError("revision: only pretrained weights have revisions")
+        return self
 
 
 # ------------------------------------------------------------------------------------------------------- facts

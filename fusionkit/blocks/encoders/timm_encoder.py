@@ -69,10 +69,12 @@ def _create(config: TimmConfig, info: EncoderInfo, random: bool) -> nn.Module:
     options: dict[str, Any] = {"img_size": info.input_size} if facts.fixed_input_size else {}
     if random:
         return timm.create_model(info.name, pretrained=False, num_classes=0, **options)
-    file = _weights_file(config.weights, facts.hf_hub_id or "", info.name)
+    file = _weights_file(config, facts.hf_hub_id or "", info.name)
     if file is not None:
         # The file's own head is loaded with it: without num_classes=0 timm checks that every tensor fits.
         options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
+    elif config.revision is not None:
+        options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{facts.hf_hub_id}@{config.revision}"}
     try:
         return timm.create_model(info.name, pretrained=True, **options)
     except OSError as error:
@@ -85,12 +87,13 @@ def _create(config: TimmConfig, info: EncoderInfo, random: bool) -> nn.Module:
 _WAYS_ON = "give `weights:` the path of its model.safetensors (or the folder that holds it)"
 
 
-def _weights_file(weights: str, hub_id: str, name: str) -> Path | None:
+def _weights_file(config: TimmConfig, hub_id: str, name: str) -> Path | None:
     """The .safetensors file to load; None leaves it to timm to download."""
+    weights = config.weights
     if weights == PRETRAINED:
         if not hub_id:
             raise BuildError(f"timm knows no pretrained weights of '{name}'; give `weights:` a path, or say random")
-        file = cached_file(hub_id, "model.safetensors")
+        file = cached_file(hub_id, "model.safetensors", config.revision)
         if file is None:
             check_reachable(hub_id, _WAYS_ON)
         return file

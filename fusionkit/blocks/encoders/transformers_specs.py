@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 from fusionkit.blocks.encoders.specs import NamedConfig, named_info
 from fusionkit.blocks.encoders.tower_facts import tower_architecture
 from fusionkit.blocks.encoders.towers import read_tower, unknown_fields
+from fusionkit.errors import ShapeError
 from fusionkit.plugin import BlockSpec, EncoderInfo
 
 
@@ -61,6 +63,8 @@ class TransformersConfig(NamedConfig):
 
 def describe_transformers(config: TransformersConfig) -> EncoderInfo:
     """Facts of a vision tower, from its config, the built-in table or a local folder; raises ShapeError if it has none."""
+    if config.revision is not None and Path(str(config.model)).expanduser().is_dir():
+        raise ShapeError(f"{config.model} is a folder here; only a hub id has revisions", field="revision")
     given = None if config.mean is None or config.std is None else (config.mean, config.std)
     architecture = tower_architecture(config.model, config.config, given)
     name = config.model or str((config.config or {}).get("model_type"))
