@@ -45,7 +45,9 @@ def read_block(family: str, text: str) -> tuple[BlockSpec, BlockConfig]:
     try:
         return spec, spec.config.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        problems = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"]))) for each in error.errors()
+        )
         raise UsageError(f"{family.replace('_', ' ').removesuffix('s')} '{text}': {problems}") from error
 
 
