@@ -8,6 +8,7 @@ from fusionkit.cli.analyze_entropy import entropy
 from fusionkit.cli.analyze_gradcam import gradcam
 from fusionkit.cli.analyze_pca import pca
 from fusionkit.cli.analyze_rollout import rollout
+from fusionkit.cli.analyze_redundancy import redundancy
 
 app = typer.Typer(
     name="analyze",
@@ -17,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in (entropy, rollout, pca, gradcam):
+for verb in (entropy, rollout, pca, gradcam, redundancy):
     app.command(no_args_is_help=True)(verb)
 
 
