@@ -27,6 +27,9 @@ LIBRARIES: Mapping[str, str] = {
 }
 """Who to ask for a name that is not listed: `ask(name) -> facts`, in the form they have in the table."""
 
+DECODER_MEASURE = "fusionkit.blocks.language_models.measured:measure"
+"""Who to ask for a model type whose costs are not known without its library: `measure(facts) -> decoder`."""
+
 _asking: ContextVar[bool] = ContextVar("asking", default=False)
 
 
@@ -73,6 +76,17 @@ def _ask(library: str, name: str) -> Mapping[str, Any]:
     module, function = LIBRARIES[library].split(":")
     answer: Mapping[str, Any] = getattr(import_module(module), function)(name)
     return answer
+
+
+def measured_decoder(facts: Mapping[str, Any]) -> Any | None:
+    """Shape and costs of the decoder that a transformers config describes; None if the library may not be asked."""
+    return _measure(json.dumps(facts, sort_keys=True)) if _asking.get() else None
+
+
+@cache
+def _measure(facts: str) -> Any:
+    module, function = DECODER_MEASURE.split(":")
+    return getattr(import_module(module), function)(json.loads(facts))
 
 
 def near(library: str, name: str, count: int = 3) -> list[str]:

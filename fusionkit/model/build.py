@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from fusionkit.architectures import asking_libraries
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.prepare import prepare_config, prepare_text
 from fusionkit.recipe import Recipe, load_recipe
@@ -33,7 +34,8 @@ def build(
     recipe = (
         source.recipe if isinstance(source, Plan) else source if isinstance(source, Recipe) else load_recipe(source)
     )
-    plan = source if isinstance(source, Plan) else plan_recipe(recipe)
+    with asking_libraries():  # torch is here, so what only the libraries know costs no more
+        plan = source if isinstance(source, Plan) else plan_recipe(recipe)
     config = prepare_config(plan)
     if device != "meta":
         _tell_licences(plan)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
+from fusionkit.architectures import asking_libraries
 from fusionkit.errors import ShapeError, UsageError
 from fusionkit.model.configuration import FusionConfig
 from fusionkit.model.layer_state import STATE, LayerState, watch_blocks
@@ -64,7 +65,8 @@ class FusionVLM(SavedModel, GenerationMixin):
         super().__init__(config)
         if config.lock is None:
             raise UsageError("FusionConfig has no lock; build models with fusionkit.build(recipe) or from_pretrained")
-        self.plan = plan_recipe(load_recipe(unlock(config.lock)))
+        with asking_libraries():
+            self.plan = plan_recipe(load_recipe(unlock(config.lock)))
         parts = build_parts(self.plan, pretrained=pretrained, decoder_dtype=decoder_dtype)
         self.streams = nn.ModuleDict(
             {

@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from fusionkit.architectures import asking_libraries
 from fusionkit.errors import DataError, UsageError
 from fusionkit.geometry import Size
 from fusionkit.model.modeling import COVERAGE, PIXELS, VISION
@@ -46,7 +47,8 @@ class FusionProcessor(ProcessorMixin):
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)  # type: ignore[no-untyped-call]
         self.lock = lock
-        self._plan = plan_recipe(load_recipe(unlock(lock)))
+        with asking_libraries():
+            self._plan = plan_recipe(load_recipe(unlock(lock)))
         settings = self._plan.recipe
         self._cropper = None if settings.cropper is None else build_object("croppers", settings.cropper)
         self._boxes = None if settings.box_tokenizer is None else build_object("box_tokenizers", settings.box_tokenizer)
@@ -183,7 +185,7 @@ class FusionProcessor(ProcessorMixin):
         starts = [0, *accumulate(len(images) for images in opened)]
         shown = [range(start, stop) for start, stop in pairwise(starts)]
         encoded, labels, turns = [], [], []
-        order: list[int] = []
+        order: list[Sequence[int]] = []
         for index, sample in enumerate(samples):
             mine = shown[index]
             for turn in sample.turns[:turns_per_sample]:

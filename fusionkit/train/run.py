@@ -19,6 +19,7 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 from transformers import set_seed
 
+from fusionkit.architectures import asking_libraries
 from fusionkit.errors import CheckpointError, UsageError
 from fusionkit.model.build import build
 from fusionkit.model.checkpoint import SAVE_ERRORS, failure, save_checkpoint
@@ -84,7 +85,8 @@ def train(
     if settings is None:
         raise UsageError(f"recipe '{recipe.name}' has no `train` section; see `fusionkit show tiny`")
     output, started = Path(output), time.monotonic()
-    planned = plan_recipe(recipe)  # before anything of an earlier run is replaced
+    with asking_libraries():
+        planned = plan_recipe(recipe)  # before anything of an earlier run is replaced
     world.join()
     if resume and output.exists():
         return _tidy_finished(output, started)

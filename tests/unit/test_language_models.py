@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedModel
 
 from fusionkit import architectures
-from fusionkit.blocks.language_models import causal, counts, hub_facts
+from fusionkit.blocks.language_models import causal, counts, hub_facts, measured
 from fusionkit.blocks.language_models.specs import CAUSAL, CausalConfig, describe_causal
 from fusionkit.blocks.language_models.vocabulary import tokenizer_size
 from fusionkit.errors import BuildError, ShapeError
@@ -147,7 +147,6 @@ def test_defaults_are_the_librarys(model_type: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "gpt2"}, "expected one of llama, qwen2, qwen3, lfm2, got 'gpt2'"),
         ({"hidden_size": None}, "config.hidden_size: missing; expected a whole number"),
         ({"num_hidden_layers": 0}, "config.num_hidden_layers: expected a whole number of at least 1, got 0"),
         ({"intermediate_size": "9"}, "config.intermediate_size: expected a whole number of at least 1, got '9'"),
@@ -225,6 +224,60 @@ def test_examples_build(example: dict[str, Any]) -> None:
     config = CausalConfig(**example)
     info = describe_causal(config)
     assert numbers(causal.build_causal(config, BlockSite(info=info))) == info.count_params(info.vocab_size)
+
+
+# -------------------------------------------------------------------------------------------- any other decoder
+MEASURED: dict[str, dict[str, Any]] = {
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    "gemma": {"head_dim": 8, "num_key_value_heads": 1},
+    "gemma2": {"head_dim": 8, "num_key_value_heads": 2},
+    "gemma3_text": {"head_dim": 8, "num_key_value_heads": 2},
+    "phi3": {"pad_token_id": 0, "num_key_value_heads": 2},
+    "smollm3": {"pad_token_id": 0, "num_key_value_heads": 2},
+    "olmo2": {"pad_token_id": 0, "tie_word_embeddings": True},
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("model_type", MEASURED)
+def test_other_decoders_are_measured(model_type: str, tokenizer: str) -> None:
+    fields = {"model_type": model_type, **SIZES, **MEASURED[model_type]}
+    with pytest.raises(
+        ShapeError, match=rf"costs of '{model_type}' are not known without transformers, as those of llama"
+    ):
+        describe(fields, tokenizer)
+    with architectures.asking_libraries():
+        for new_tokens, rows in ((0, 100), (30, 192)):
+            info = describe(fields, tokenizer)[1]
+            model = build(fields, tokenizer, new_tokens)
+            assert model.get_input_embeddings().weight.shape == (rows, info.width)
+            assert info.count_params(rows) == numbers(model)
+    assert info.tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+    assert (info.depth, info.width) == (2, 32)
+    if model_type != "qwen3_moe":  # on meta every expert runs
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(inputs_embeds=torch.zeros(1, 40, 32), logits_to_keep=1, use_cache=False)
+        head = 2 * 32 * (192 - 100)  # described with the rows of the tokenizer
+        assert info.count_flops(40) == pytest.approx(counter.get_total_flops() - head, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "fields", [DECODERS["qwen2"], DECODERS["llama_tied_biased"], LFM2], ids=["qwen2", "llama", "lfm2"]
+)
+def test_what_is_measured_is_what_is_counted(fields: dict[str, Any]) -> None:
+    described = {"num_key_value_heads": 4, **fields, "vocab_size": 100}
+    ours, theirs = counts.read_decoder(fields), measured.measure(described)
+    for name in ("width", "depth", "tied", "context_length"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.params(100) == theirs.params(100)
+    assert ours.params(192) == theirs.params(192)
+    assert ours.flops(40, 100) == pytest.approx(theirs.flops(40, 100), rel=0.01)
+
+
+def test_a_model_type_that_nobody_knows_is_told(tokenizer: str) -> None:
+    for model_type, reason in (("qwen22", "transformers builds no decoder from it"), ("siglip", "no decoder from it")):
+        with architectures.asking_libraries(), pytest.raises(ShapeError, match=reason):
+            describe({"model_type": model_type, **SIZES}, tokenizer)
 
 
 # ----------------------------------------------------------------------------------------------------- building
@@ -340,7 +393,7 @@ def test_folders_without_weights_are_named(tokenizer: str, tmp_path: Path) -> No
     with pytest.raises(ShapeError, match=r"config\.json: expected a JSON object"):
         describe_causal(CausalConfig(model=str(tmp_path)))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(ShapeError, match="model_type: expected one of llama"):
+    with pytest.raises(ShapeError, match=r"model_type: the costs of 'mamba' are not known .* `fusionkit plan --meta`"):
         describe_causal(CausalConfig(model=str(tmp_path)))
 
 

@@ -33,6 +33,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "llama": decoder("llama", num_key_value_heads=1),
     "smollm": decoder("llama", hidden_size=36, num_attention_heads=3, num_key_value_heads=3, tie_word_embeddings=True),
     "lfm2": decoder("lfm2", **LFM2),
+    "gemma3": decoder("gemma3_text", head_dim=12, sliding_window=8, tie_word_embeddings=True),
+    "smollm3": decoder("smollm3", num_key_value_heads=1),
 }
 EVERY_DECODER = pytest.mark.parametrize("language_model", DECODERS.values(), ids=DECODERS)
 

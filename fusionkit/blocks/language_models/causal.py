@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from fusionkit.architectures import asking_libraries
+from fusionkit.blocks.language_models.counts import MODEL_TYPES
 from fusionkit.blocks.language_models.quantized import quantize_decoder, require_bitsandbytes
 from fusionkit.blocks.language_models.specs import CausalConfig, decoder_config, describe_causal
 from fusionkit.errors import BuildError
@@ -51,7 +53,8 @@ def build_causal(config: CausalConfig, site: BlockSite) -> PreTrainedModel:
         model = _random(config, rows) if on_meta or config.weights == RANDOM else _loaded(config, info, rows)
     if on_meta:
         _compute_rotary_at_first_call(model)
-    planned, found = describe_causal(config).count_params(rows), _count(model)
+    with asking_libraries():
+        planned, found = describe_causal(config).count_params(rows), _count(model)
     if planned != found:
         raise BuildError(f"{info.name}: planned {planned} parameters with {rows} embedding rows, the model has {found}")
     if config.quantize is not None and not on_meta:
@@ -73,7 +76,8 @@ def library_config(config: CausalConfig, rows: int) -> PreTrainedConfig:
     facts = {**decoder_config(config), "vocab_size": rows}
     model_type = facts.pop("model_type")
     # What transformers would take instead differs between model types (Qwen2: 32).
-    facts.setdefault("num_key_value_heads", facts["num_attention_heads"])
+    if model_type in MODEL_TYPES:
+        facts.setdefault("num_key_value_heads", facts["num_attention_heads"])
     return AutoConfig.for_model(model_type, **facts)
 
 

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from fusionkit import architectures
-from fusionkit.blocks.language_models.counts import Decoder, read_decoder, unknown_fields
+from fusionkit.blocks.language_models.counts import MODEL_TYPES, Decoder, read_decoder, unknown_fields
 from fusionkit.blocks.language_models.vocabulary import tokenizer_size
 from fusionkit.errors import ShapeError
 from fusionkit.plugin import BlockConfig, BlockSpec, LanguageModelInfo
@@ -51,7 +51,8 @@ class CausalConfig(BlockConfig):
     )
     config: dict[str, JsonValue] | None = Field(
         None,
-        description="transformers config fields, `model_type` (llama, qwen2, qwen3, lfm2) among them; or give `model`.",
+        description="transformers config fields, `model_type` (llama, qwen2, qwen3, lfm2: planned without transformers; "
+        "any other: with `plan --meta` and when built) among them; or give `model`.",
     )
     weights: str | None = Field(
         None,
@@ -75,7 +76,8 @@ class CausalConfig(BlockConfig):
     @field_validator("config")
     @classmethod
     def _readable(cls, config: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if config is not None:
+        # Of other types only transformers knows the fields; it is asked when the decoder is planned.
+        if config is not None and config.get("model_type") in MODEL_TYPES:
             read_decoder(config)
             if unknown := unknown_fields(config):
                 raise ValueError(f"{', '.join(unknown)}: not a field of model_type {config['model_type']}")
@@ -128,10 +130,18 @@ def _count_flops(decoder: Decoder, vocab_size: int, tokens: int) -> int:
 def describe_causal(config: CausalConfig) -> LanguageModelInfo:
     """Facts of a decoder, from its config, the built-in table or a local folder."""
     facts, entry = decoder_config(config), _entry(config)
+    field = "config" if config.model is None else "model"
     try:
-        decoder = read_decoder(facts, where=config.model or "config")
+        decoder = _decoder(facts, config.model or "config")
     except ValueError as error:
-        raise ShapeError(str(error), field="config" if config.model is None else "model") from error
+        raise ShapeError(str(error), field=field) from error
+    if decoder is None:
+        raise ShapeError(
+            f"{config.model or 'config'}.model_type: the costs of {facts.get('model_type')!r} are not known without "
+            f"transformers, as those of {', '.join(MODEL_TYPES)} are",
+            field=field,
+            hint="run `fusionkit plan --meta`; building asks transformers too",
+        )
     own_size = entry.get("tokenizer_size") if config.tokenizer in (None, config.model) else None
     size = int(own_size) if own_size is not None else tokenizer_size(config.tokenizer or str(config.model))
     vocab_size = facts.get("vocab_size", size)
@@ -154,6 +164,13 @@ def describe_causal(config: CausalConfig) -> LanguageModelInfo:
         count_flops=partial(_count_flops, decoder, vocab_size),
         name=config.model or decoder.model_type,
     )
+
+
+def _decoder(facts: Mapping[str, Any], where: str) -> Any | None:
+    """The decoder's shape and costs: by our own formulas, else as transformers builds it, if it may be asked."""
+    if facts.get("model_type") in MODEL_TYPES or not isinstance(facts.get("model_type"), str):
+        return read_decoder(facts, where=where)
+    return architectures.measured_decoder(facts)
 
 
 def describe_token_shift(config: TokenShiftConfig) -> LanguageModelInfo:
