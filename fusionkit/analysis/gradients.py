@@ -15,7 +15,7 @@ Shapes: C crops, N tokens per crop, D width, T text tokens; one picture, one que
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -43,8 +43,18 @@ class Explained:
     regions: tuple[Box, ...]
 
 
-def explain(model: FusionVLM, processor: FusionProcessor, sample: Sample, *, max_new_tokens: int = 64) -> Explained:
-    """Answer the sample's first question and trace the answer back."""
+def explain(
+    model: FusionVLM,
+    processor: FusionProcessor,
+    sample: Sample,
+    *,
+    max_new_tokens: int = 64,
+    maps_of: Callable[[Tensor, Tensor], Mapping[str, Tensor]] | None = None,
+) -> Explained:
+    """Answer the sample's first question and trace the answer back.
+
+    `maps_of` makes the maps of tokens [C, N, D] and their gradients; `tokens_to_maps` if not given.
+    """
     batch = processor.batch([sample], 1, answers=False)
     inputs = {name: value.to(model.device) for name, value in batch.items() if name.startswith(TENSORS)}
     prompt = inputs["input_ids"].shape[1]
@@ -63,7 +73,7 @@ def explain(model: FusionVLM, processor: FusionProcessor, sample: Sample, *, max
         f"{name} {layer}": stream.stack.grid for name, stream in model.plan.streams.items() for layer in stream.layers
     }
     maps = {
-        place: tokens_to_maps(x_CND.detach(), g_CND)
+        place: (maps_of or tokens_to_maps)(x_CND.detach(), g_CND)
         for (place, x_CND), g_CND in zip(places.items(), gradients, strict=True)
     }
     return Explained(prediction, maps, {**grids, FUSED: output.visual.grid}, batch["regions"][0])

@@ -1,7 +1,7 @@
 """What can be analysed: encoders named on a command line, of the registry, a recipe or a checkpoint.
 
     small_vit                          a registered encoder, also one loaded with --plugin
-    timm,model=vit_base_patch16_224    the same with options: NAME,KEY=VALUE,...
+    timm,model=vit_small_patch16_224.dino    the same with options: NAME,KEY=VALUE,...
     tiny:semantic                      a stream of a shipped recipe, with the weights the recipe names
     recipes/mine.yaml:spatial          a stream of a recipe file
     checkpoint:tiny:spatial            a stream of a checkpoint, with its trained weights; also a folder, `runs/mine`
@@ -30,6 +30,7 @@ from fusionkit.errors import (
     FusionkitError,
     RecipeError,
     RecipeValidationError,
+    ShapeError,
     UnknownBlockError,
     UsageError,
 )
@@ -188,7 +189,10 @@ def _config(word: str, name: str, options: Sequence[str]) -> BlockConfig:
 
 def _describe(word: str, config: BlockConfig) -> EncoderInfo:
     describe = registry.spec("encoders", config.type).describe
-    info = None if describe is None else describe(config)
+    try:
+        info = None if describe is None else describe(config)
+    except ShapeError as error:
+        raise UsageError(f"{word}: {error.field + ': ' if error.field else ''}{error}") from error
     if not isinstance(info, EncoderInfo):
         raise BuildError(f"{word}: describe(config) of encoders/{config.type} did not return an EncoderInfo")
     return info

@@ -86,7 +86,7 @@ def entropy(
       fusionkit analyze entropy tiny:semantic tiny:spatial photos/ -o report
       fusionkit analyze entropy checkpoint:tiny photos/ -o report --top-k 1
       fusionkit analyze entropy acme.sam photos/ -o report --plugin ./my_encoder.py --paste
-      fusionkit analyze entropy timm,model=vit_base_patch16_224,weights=random photos/ -o report --layers 6-12
+      fusionkit analyze entropy timm,model=vit_small_patch16_224.dino,weights=random photos/ -o report --layers 6-12
     """
     rule = _rule(threshold, top_k, knee)
     names, pictures = split_words(words, "fusionkit analyze entropy tiny:spatial photos/ -o report")

@@ -278,3 +278,31 @@ def test_one_number_has_no_interval() -> None:
     running = Running()
     running.add(3.0)
     assert running.summary() == {"mean": 3.0, "low": None, "high": None, "std": None, "count": 1}
+
+
+# ------------------------------------------------------------------------------------------------------ transformers
+TOWERS = (
+    "transformers,config={model_type: dinov3_vit, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 3, "
+    "num_attention_heads: 2, num_register_tokens: 4, patch_size: 8},image_size=[32, 48]",
+    "transformers,config={model_type: siglip_vision_model, hidden_size: 24, intermediate_size: 40, "
+    "num_hidden_layers: 3, num_attention_heads: 2, image_size: 32, patch_size: 8},image_size=32",
+)
+
+
+@pytest.mark.parametrize("word", TOWERS)
+def test_captured_attention_equals_that_of_transformers_eager_path(word: str) -> None:
+    (subject,) = subjects([word])
+    encoder: Any = subject.open()
+    x_BCHW = torch.randn(2, 3, *subject.info.input_size, generator=torch.Generator().manual_seed(0))
+    fused = captured(encoder, subject.info, x_BCHW, [1, 3])
+    reference: list[Tensor] = []
+    tower = next(module for module in encoder.modules() if hasattr(module, "set_attn_implementation"))
+    tower.set_attn_implementation("eager")
+    for module in encoder.modules():
+        if type(module).__name__.endswith("Attention"):
+            module.register_forward_hook(lambda _, given, output: reference.append(output[1]))
+    with torch.inference_mode():
+        encoder.forward_layers(x_BCHW, [3])
+    assert len(reference) == 3
+    assert torch.allclose(fused[1], reference[0], atol=2e-6)
+    assert torch.allclose(fused[3], reference[2], atol=2e-6)
