@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, TextIO
@@ -33,6 +33,15 @@ def note(message: str) -> None:
     """Write a diagnostic to stderr, where it does not mix with the result."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
+
+
+def progress() -> Callable[[str], None]:
+    """What tells how far a long task is, on stderr; in a pipe nobody waits for it."""
+    return note if sys.stderr.isatty() else _be_silent
+
+
+def _be_silent(message: str) -> None:
+    """Say nothing."""
 
 
 def heading(text: str) -> None:
