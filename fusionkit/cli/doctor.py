@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import typer
 
 from fusionkit.cli.options import JsonOption, PluginOption
-from fusionkit.cli.output import emit, emit_json, heading, note, table
+from fusionkit.cli.output import emit, emit_json, heading, progress, table
 
 if TYPE_CHECKING:
     from fusionkit.cli.doctor_checks import Report
@@ -28,17 +27,13 @@ def command(plugin: PluginOption = None, json: JsonOption = False) -> None:
     """
     from fusionkit.cli.doctor_checks import examine
 
-    report = examine(plugin or (), note if sys.stderr.isatty() else _be_silent)
+    report = examine(plugin or (), progress())
     if json:
         emit_json(report)
     else:
         _print(report)
     if not report.is_healthy:
         raise typer.Exit(1)
-
-
-def _be_silent(message: str) -> None:
-    """In a pipe nobody waits for progress."""
 
 
 def _print(report: Report) -> None:

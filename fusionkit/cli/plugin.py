@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionkit.cli.options import JsonOption
-from fusionkit.cli.output import emit, emit_json, heading
+from fusionkit.cli.output import emit, emit_json, heading, progress
 from fusionkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def check(
     """
     from fusionkit.cli.plugin_report import examine
 
-    report = examine(distribution, limit)
+    report = examine(distribution, limit, progress())
     if json:
         emit_json(report)
     else:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Report:
         return all(block.state == "ok" for block in self.blocks)
 
 
-def examine(distribution: str, limit: float) -> Report:
+def examine(distribution: str, limit: float, progress: Callable[[str], None]) -> Report:
     """Check every block of an installed distribution, each in its own process. Raises UsageError if it has none."""
     wanted = discovery.normalised(distribution)
     scanned = discovery.scan()
@@ -69,7 +69,11 @@ def examine(distribution: str, limit: float) -> Report:
             f"no installed distribution '{distribution}' brings blocks; there are {', '.join(others)} "
             "(install yours with `pip install -e FOLDER`)"
         )
-    return Report(wanted, entries[0].version, tuple(_check(entry, limit) for entry in entries))
+    blocks = []
+    for number, entry in enumerate(entries, start=1):
+        progress(f"checking {entry.address} ({number} of {len(entries)}) ...")
+        blocks.append(_check(entry, limit))
+    return Report(wanted, entries[0].version, tuple(blocks))
 
 
 def _check(entry: discovery.Entry, limit: float) -> Block:
