@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fusionkit.errors import ShapeError
+from fusionkit.errors import NumericsError, ShapeError
 from fusionkit.plugin import EncoderInfo
 
 _SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax)
@@ -64,7 +64,8 @@ def watch(
     Layer 0 has no block. Both callbacks get a layer as soon as it is computed and may keep nothing. Returns the layers
     whose attention could not be had, with the reason: an encoder without attention is no error.
 
-    Raises ShapeError when the encoder does not hand out the layers it was asked for.
+    Raises ShapeError when the encoder does not hand out the layers it was asked for or their shape is not the one it
+    describes, NumericsError when they are not finite.
     """
     watcher = _Watcher(info, len(x_BCHW), frozenset(layers) if on_attention is not None else frozenset())
     wanted, given, missing = frozenset(layers), [], dict[int, str]()
@@ -72,6 +73,7 @@ def watch(
     def consume(layer: int, x_BND: Tensor) -> None:
         watcher.busy = True
         given.append(layer)
+        _check_tokens(info, layer, x_BND, len(x_BCHW))
         if layer in watcher.wanted and layer > 0 and on_attention is not None:
             scores, reason = watcher.take()
             if scores is None:
@@ -84,12 +86,31 @@ def watch(
         watcher.reset()
         watcher.busy = False
 
+    if not callable(getattr(encoder, "tap", None)):
+        raise ShapeError(
+            f"{info.name or 'encoder'}: {type(encoder).__name__} has no tap(x, layers, consume), by which layers are read "
+            "(`fusionkit plugin new NAME --family encoder` writes one that has)"
+        )
     tapped = list(range(max(wanted) + 1))
     with torch.inference_mode(), watcher:
         encoder.tap(x_BCHW, tapped, consume)  # type: ignore[operator]
     if given != tapped:
         raise ShapeError(f"{info.name or 'encoder'}: tap was asked for layers {tapped} in rising order, gave {given}")
     return missing
+
+
+def _check_tokens(info: EncoderInfo, layer: int, x_BND: Tensor, batch: int) -> None:
+    """Raise ShapeError or NumericsError for tokens that are not what the encoder's facts promise."""
+    expected = (batch, info.grid.tokens, info.width)
+    if tuple(x_BND.shape) != expected:
+        raise ShapeError(
+            f"{info.name or 'encoder'}: layer {layer} is of shape {tuple(x_BND.shape)}, expected {expected}: "
+            "pictures, patch tokens without prefix, width"
+        )
+    if not bool(torch.isfinite(x_BND).all()):
+        raise NumericsError(
+            f"{info.name or 'encoder'}: layer {layer} holds NaN or infinity; check its weights and the pictures' values"
+        )
 
 
 class _Watcher(TorchFunctionMode):

@@ -35,11 +35,12 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One encoder's curves; `missing` names layers without attention and why."""
+    """One encoder's curves; `missing` names layers without attention and why, `random` says it is not trained."""
 
     subject: Subject
     summaries: Summaries
     missing: Mapping[str, str]
+    random: bool
 
     @property
     def largest(self) -> float:
@@ -106,6 +107,7 @@ def report(measured: Measured, measure: str) -> dict[str, Any]:
             if name != measure
         },
         "without_attention": dict(measured.missing),
+        "random_weights": measured.random,
     }
 
 
@@ -135,7 +137,7 @@ def _measure(subject: Subject, photos: Sequence[Photo], layers: Sequence[int], f
             missing.update(row.get("missing", {}))
             yield row
 
-    return Measured(subject, summarise(rows()), missing)
+    return Measured(subject, summarise(rows()), missing, subject.starts_random(encoder))
 
 
 def _goes_by(measured: Measured, asked: str | None) -> str:
@@ -169,6 +171,10 @@ def _outcome(
         text = fragment(each.subject, suggestion, str(frame.output / name))
         words = [f"{label}: read layers {spans(suggestion.layers)}: {suggestion.words}."]
         words += _about_attention(each, by)
+        if each.random:
+            words.append(
+                f"{label}: its weights are random, so this is the curve of an encoder that has learned nothing."
+            )
         files[name] = {**reports[label], "suggestion": _as_data(suggestion), "fragment": text}
         lines += words
         fragments.append(text)

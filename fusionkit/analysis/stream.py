@@ -38,6 +38,7 @@ def run(
         "analysis": name,
         "encoder": subject.source,
         "config": subject.config,
+        "code": subject.code,
         "weights": weights_digest(encoder),
         **settings,
     }

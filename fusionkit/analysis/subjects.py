@@ -56,7 +56,8 @@ class Subject:
 
     `label` names it in files and pictures; `layers` 0..`kept` can be read (a checkpoint holds no deeper block than its
     recipe selects); `stream` is its name in the recipe it comes from, empty for a registered encoder; `config` is its
-    block as a recipe writes it.
+    block as a recipe writes it; `code` the distribution and version it comes from (a plugin file's hash); `weights` what
+    is known of its weights: `trained`, `random`, `pretrained`, a path, or None.
     """
 
     label: str
@@ -66,12 +67,20 @@ class Subject:
     config: Mapping[str, Any]
     stream: str
     make: Callable[[], nn.Module]
+    code: str
+    weights: str | None
 
-    def open(self, device: str = "cpu") -> nn.Module:
+    def open(self, device: str = "cpu", *, seed: int = SEED) -> nn.Module:
         """Build it, in eval mode. Raises BuildError."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
+            torch.manual_seed(seed)
             return self.make().eval().to(device)
+
+    def starts_random(self, encoder: nn.Module) -> bool:
+        """Whether `encoder`, opened before, has random weights; asks a second build where the config does not say."""
+        if self.weights is not None:
+            return self.weights == "random"
+        return weights_digest(self.open(seed=SEED + 1)) != weights_digest(encoder)
 
 
 def subjects(words: Sequence[str]) -> list[Subject]:
@@ -217,6 +226,8 @@ def _of_checkpoint(word: str, source: str, stream: str) -> list[Subject]:
             config=_as_written(found.encoder.config),
             stream=name,
             make=partial(getattr, model.streams[name], "encoder"),
+            code=_code(found.encoder.config),
+            weights="trained",
         )
         for name, found in _chosen(word, model.plan.streams, stream).items()
     ]
@@ -243,7 +254,21 @@ def _subject(text: str, source: str, config: BlockConfig, info: EncoderInfo, *, 
             raise BuildError(f"{text}: the factory returned a {type(encoder).__name__}, not a module")
         return encoder
 
-    return Subject(file_label(text), source, info, info.depth, _as_written(config), stream, make)
+    return Subject(
+        label=file_label(text),
+        source=source,
+        info=info,
+        kept=info.depth,
+        config=_as_written(config),
+        stream=stream,
+        make=make,
+        code=_code(config),
+        weights=getattr(config, "weights", None),
+    )
+
+
+def _code(config: BlockConfig) -> str:
+    return " ".join(registry.distribution("encoders", config.type))
 
 
 def _as_written(config: BlockConfig) -> Mapping[str, Any]:

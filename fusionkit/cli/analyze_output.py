@@ -78,7 +78,9 @@ def make_frame(output: Path, device: Device, batch: int, fresh: bool, progress: 
 
 
 def finish(outcome: Outcome, output: Path, json: bool, paste: bool = False) -> None:
-    """Write the files; print the result as text, as JSON, or only the fragment."""
+    """Write the files; print the result as text, as JSON, or only the fragment. Raises UsageError."""
+    if json and paste:
+        raise UsageError("give one of --json and --paste: both are printed on stdout")
     for name, content in outcome.files.items():
         make_folder((output / name).parent)
         with replacing(output / name) as staging:

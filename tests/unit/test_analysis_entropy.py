@@ -25,6 +25,7 @@ from fusionkit.analysis.measures import (
 )
 from fusionkit.analysis.running import Running, student_t
 from fusionkit.analysis.subjects import subjects
+from fusionkit.errors import NumericsError, ShapeError
 from fusionkit.plugin import EncoderInfo
 
 
@@ -306,3 +307,43 @@ def test_captured_attention_equals_that_of_transformers_eager_path(word: str) ->
     assert len(reference) == 3
     assert torch.allclose(fused[1], reference[0], atol=2e-6)
     assert torch.allclose(fused[3], reference[2], atol=2e-6)
+
+
+# ------------------------------------------------------------------------------------------------- broken encoders
+@pytest.mark.parametrize(
+    ("attend", "error", "message"),
+    [
+        (lambda module, x: x[..., :4], ShapeError, r"layer 1 is of shape \(3, 6, 4\), expected \(3, 6, 8\)"),
+        (lambda module, x: x / 0, NumericsError, "layer 1 holds NaN or infinity"),
+    ],
+)
+def test_encoders_that_break_their_promise_are_named(
+    attend: Callable[[nn.Module, Tensor], Tensor], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        watch(Attends(attend).eval(), tiny_info(), PIXELS, [1])
+
+
+def test_an_encoder_without_tap_is_told_what_it_lacks() -> None:
+    with pytest.raises(ShapeError, match=r"Identity has no tap\(x, layers, consume\)"):
+        watch(nn.Identity(), tiny_info(), PIXELS, [1])
+
+
+def test_layers_out_of_order_are_refused() -> None:
+    class Late(nn.Module):
+        def tap(self, x_BCHW: Tensor, layers: list[int], consume: Callable[[int, Tensor], None]) -> None:
+            for layer in reversed(layers):
+                consume(layer, torch.zeros(3, 6, 8))
+
+    with pytest.raises(ShapeError, match=r"asked for layers \[0, 1\] in rising order, gave \[1, 0\]"):
+        watch(Late(), tiny_info(), PIXELS, [1])
+
+
+def test_random_weights_are_noticed_whether_the_config_says_so_or_not() -> None:
+    for word, random in (
+        ("small_vit", True),
+        ("timm,model=test_vit.r160_in1k,image_size=64,weights=random", True),
+        ("checkpoint:tiny:spatial", False),
+    ):
+        (subject,) = subjects([word])
+        assert subject.starts_random(subject.open()) is random
