@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -289,12 +290,12 @@ def test_the_command_writes_a_checkpoint_that_answers(
     report = json.loads((out / "conversion.json").read_text())
     assert len(report["used"]) + len(report["dead"]) == len(released)
     model, processor = load_checkpoint(out)
-    from PIL import Image
-
-    inputs = processor(
-        images=[Image.new("RGB", (40, 30), (200, 10, 10))], text=["<image> what is this?"], return_tensors="pt"
-    )
+    inputs = processor(images=[Image.new("RGB", (40, 30), (200, 10, 10))], text=["<image> what?"], return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=2).shape[0] == 1
+    direct = convert_model(load_recipe(SMALL_RECIPE), TABLE, single)[0].eval()
+    pixels = {name: value for name, value in inputs.items() if name.startswith("pixel_values_")}
+    with torch.no_grad():
+        assert torch.equal(model.get_image_features(**pixels).x_BND, direct.get_image_features(**pixels).x_BND)
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, released: dict[str, Tensor]) -> None:

@@ -43,7 +43,7 @@ class LetterboxConfig(SamplingConfig):
     type: Literal["letterbox"] = "letterbox"
     size: PositiveInt | None = Field(
         None,
-        description="Side of the square, of whose pixels the picture takes whole ones; the smallest stream's input.",
+        description="Side of the square, of whose pixels the picture takes whole ones; the smallest stream's input if not given.",
     )
 
 
