@@ -383,7 +383,7 @@ def test_weights_of_another_decoder_are_refused(snapshot: Path, tokenizer: str) 
 
 
 def test_folders_without_weights_are_named(tokenizer: str, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="no such folder; expected pretrained, random or a folder of safetensors"):
+    with pytest.raises(BuildError, match="no such folder; expected pretrained, random, a folder of safetensors"):
         loaded(CausalConfig(config=LFM2, tokenizer=tokenizer, weights=str(tmp_path / "none")))
     with pytest.raises(BuildError, match="no weights in the folder"):
         loaded(CausalConfig(config=LFM2, tokenizer=tokenizer, weights=str(tmp_path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from fusionkit.architectures import asking_libraries
 from fusionkit.blocks.language_models.counts import MODEL_TYPES
+from fusionkit.blocks.language_models.gguf_facts import is_gguf
 from fusionkit.blocks.language_models.quantized import quantize_decoder, require_bitsandbytes
 from fusionkit.blocks.language_models.specs import CausalConfig, decoder_config, describe_causal
 from fusionkit.errors import BuildError
@@ -93,16 +95,33 @@ def _loaded(config: CausalConfig, info: LanguageModelInfo, rows: int) -> PreTrai
     """The decoder with its weights, in the default precision, its embedding grown from the stored rows to `rows`."""
     source = str(config.model) if config.weights == PRETRAINED else str(config.weights)
     described = library_config(config, info.vocab_size)
-    if Path(source).is_dir():
+    if is_gguf(source):
+        model = _from_gguf(Path(source), described)
+    elif Path(source).is_dir():
         model = _from_folder(source, described)
     elif config.weights == PRETRAINED:
         model = _from_hub(source, described, config.revision)
     else:
-        raise BuildError(f"weights '{source}': no such folder; expected pretrained, random or a folder of safetensors")
+        raise BuildError(
+            f"weights '{source}': no such folder; expected pretrained, random, a folder of safetensors or a .gguf file"
+        )
     if rows != info.vocab_size:
         # What the new rows hold is the caller's business: no mean over the vocabulary here.
         model.resize_token_embeddings(rows, mean_resizing=False)
     return model
+
+
+def _from_gguf(file: Path, described: PreTrainedConfig) -> PreTrainedModel:
+    """The weights of a file, expanded to the default precision."""
+    if find_spec("gguf") is None:
+        raise BuildError(
+            f"weights '{file}': reading them needs the package gguf, which is not installed "
+            "(run: pip install 'fusionkit[gguf]')"
+        )
+    try:
+        return _from_pretrained(str(file.parent), described, gguf_file=file.name, local_files_only=True)
+    except OSError as error:
+        raise BuildError(f"weights '{file}': cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _from_folder(folder: str, described: PreTrainedConfig) -> PreTrainedModel:
@@ -126,6 +145,7 @@ def _from_hub(hub_id: str, described: PreTrainedConfig, revision: str | None) ->
 
 def _from_pretrained(source: str, described: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """Load strictly: a tensor that is missing, left over or of another shape is a BuildError."""
+    named = str(Path(source, options["gguf_file"])) if "gguf_file" in options else source
     try:
         model, report = _AUTO.from_pretrained(
             source,
@@ -138,14 +158,14 @@ def _from_pretrained(source: str, described: PreTrainedConfig, **options: Any) -
             **options,
         )
     except (RuntimeError, ValueError) as error:
-        raise BuildError(f"weights of '{source}' do not fit the planned decoder: {error}") from error
+        raise BuildError(f"weights of '{named}' do not fit the planned decoder: {error}") from error
     faults = [
         f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, report[kind]))[:3])}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if report.get(kind)
     ]
     if faults:
-        raise BuildError(f"weights of '{source}' do not fit the planned decoder: {'; '.join(faults)}")
+        raise BuildError(f"weights of '{named}' do not fit the planned decoder: {'; '.join(faults)}")
     return cast(PreTrainedModel, model)
 
 

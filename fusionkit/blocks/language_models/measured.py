@@ -41,7 +41,7 @@ class MeasuredDecoder:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self.model(inputs_embeds=embeds, attention_mask=mask, logits_to_keep=1, use_cache=False)
         head = self.model.get_output_embeddings().weight.shape[0]
-        return int(counter.get_total_flops()) + 2 * self.width * (vocab_size - head)
+        return int(counter.get_total_flops() + 2 * self.width * (vocab_size - head))
 
 
 def measure(facts: dict[str, Any]) -> MeasuredDecoder:

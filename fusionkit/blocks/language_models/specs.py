@@ -24,6 +24,7 @@ from pydantic import (
 
 from fusionkit import architectures
 from fusionkit.blocks.language_models.counts import MODEL_TYPES, Decoder, read_decoder, unknown_fields
+from fusionkit.blocks.language_models.gguf_facts import gguf_config, is_gguf
 from fusionkit.blocks.language_models.vocabulary import tokenizer_size
 from fusionkit.errors import ShapeError
 from fusionkit.plugin import BlockConfig, BlockSpec, LanguageModelInfo
@@ -47,7 +48,9 @@ class CausalConfig(BlockConfig):
 
     type: Literal["causal"] = "causal"
     model: str | None = Field(
-        None, min_length=1, description="Hub id (Qwen/Qwen2-7B) or folder with config.json; or give `config`."
+        None,
+        min_length=1,
+        description="Hub id (Qwen/Qwen2-7B), folder with config.json, or a .gguf file; or give `config`.",
     )
     config: dict[str, JsonValue] | None = Field(
         None,
@@ -57,7 +60,8 @@ class CausalConfig(BlockConfig):
     weights: str | None = Field(
         None,
         min_length=1,
-        description="`pretrained`, `random`, or a folder of safetensors. If not given: `pretrained` with `model`, else `random`.",
+        description="`pretrained`, `random`, a folder of safetensors or a .gguf file. "
+        "If not given: `pretrained` with `model`, else `random`.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of the hub id.")
     tokenizer: str | None = Field(
@@ -188,6 +192,8 @@ def decoder_config(config: CausalConfig) -> Mapping[str, Any]:
     if config.config is not None:
         return config.config
     name = str(config.model)
+    if is_gguf(name):
+        return gguf_config(name)
     folder = Path(name)
     if folder.is_dir():
         try:
@@ -212,7 +218,7 @@ def decoder_config(config: CausalConfig) -> Mapping[str, Any]:
 
 def _entry(config: CausalConfig) -> Mapping[str, Any]:
     """What the built-in table knows of the model; empty when it is not listed or is a local folder."""
-    if config.model is None or Path(config.model).is_dir():
+    if config.model is None or is_gguf(config.model) or Path(config.model).is_dir():
         return {}
     return architectures.facts("transformers", config.model) or {}
 

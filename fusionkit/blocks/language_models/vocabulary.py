@@ -8,13 +8,14 @@ from importlib import resources
 from pathlib import Path
 
 from fusionkit import architectures
+from fusionkit.blocks.language_models.gguf_facts import gguf_vocabulary, is_gguf
 from fusionkit.errors import ShapeError
 
 BUILTIN = "builtin:"
 
 
 def tokenizer_size(source: str) -> int:
-    """Entries of the tokenizer `builtin:NAME`, in a folder (tokenizer.json) or of a listed hub id.
+    """Entries of the tokenizer `builtin:NAME`, in a folder (tokenizer.json), in a .gguf file or of a listed hub id.
 
     Raises ShapeError when it is none of these, or its file cannot be read.
     """
@@ -26,6 +27,8 @@ def tokenizer_size(source: str) -> int:
                 f"no tokenizer '{source}' ships with fusionkit", field="tokenizer", hint="for example builtin:tiny"
             )
         return _entries(file)
+    if is_gguf(source):
+        return gguf_vocabulary(source)
     if Path(source).is_dir():
         return _entries(Path(source) / "tokenizer.json")
     entry = architectures.facts("transformers", source)
