@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +11,12 @@ import typer
 
 from fusionkit.cli.boxes_score import questions, score, sheet
 from fusionkit.cli.options import PluginOption, load_plugins
-from fusionkit.cli.output import emit, note
+from fusionkit.cli.output import emit, note, watching
 from fusionkit.cli.writing import check_picture_name, write_picture, write_text
 from fusionkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from fusionkit.data.convert_boxes import Converted, Row, Watch
+    from fusionkit.data.convert_boxes import Converted, Row
     from fusionkit.geometry import Size
 
 LISTED = 10
@@ -181,27 +180,13 @@ def _write(file: Path, convert: Callable[[Row, Size, int], Row], found: Converte
     """Convert all rows, then write them: a file with a bad row leaves nothing half written."""
     from fusionkit.data.convert_boxes import convert_file
 
-    lines = [jsonlib.dumps(row, ensure_ascii=False) for row in convert_file(file, convert, found, _watch(file))]
+    lines = [jsonlib.dumps(row, ensure_ascii=False) for row in convert_file(file, convert, found, watching(file.name))]
     if output is None:
         for line in lines:
             emit(line)
     else:
         write_text(output, "\n".join(lines) + "\n")
         note(f"wrote {output} with {found.rows} rows, {found.items} boxes and points")
-
-
-def _watch(file: Path) -> Watch:
-    """A progress bar on stderr; in a pipe nobody waits for it."""
-
-    def watch(rows: Iterable[int]) -> Iterable[int]:
-        if not sys.stderr.isatty():
-            return rows
-        from rich.console import Console
-        from rich.progress import track
-
-        return track(rows, file.name, console=Console(stderr=True), transient=True)
-
-    return watch
 
 
 def _say_malformed(file: Path, found: Converted) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fusionkit.cli.options import JsonOption, PluginOption, load_plugins
-from fusionkit.cli.output import emit, emit_json, note, table
+from fusionkit.cli.output import emit, emit_json, note, table, watching
 from fusionkit.cli.writing import check_picture_name, make_folder, write_picture, write_text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def questions(
     from fusionkit.data.questions import question_row, questions_of, samples_of
     from fusionkit.data.short_blocks import make_block
 
-    asked = questions_of(samples_of(make_block("datasets", data)))
+    asked = questions_of(samples_of(make_block("datasets", data), watching("reading")))
     lines = [jsonlib.dumps(question_row(*each), ensure_ascii=False) for each in asked]
     if output is None:
         for line in lines:
@@ -93,9 +93,12 @@ def score(
     if output is not None:
         make_folder(output)
     load_plugins(plugin)
+    from fusionkit.data.short_blocks import read_block
     from fusionkit.evaluate.predictions import score as score_answers
     from fusionkit.evaluate.report import as_rows, write_report
 
+    for text in metric or ():
+        read_block("metrics", text)  # a wrong name is told before the work
     answers, others = _answers(data, source, predictions, against)
     scored = score_answers(answers, metric or (), data.partition(",")[0])
     rows = as_rows([scored.scores])
@@ -165,8 +168,8 @@ def _answers(
 
     tokenizer = None if source is None else make_tokenizer(source)
     files = [path for path in (predictions, against) if path is not None]
-    rows = [read_rows(path, "the answers") for path in files]
-    samples = samples_of(make_block("datasets", data))
+    rows = [read_rows(path, "fusionkit boxes") for path in files]
+    samples = samples_of(make_block("datasets", data), watching("reading"))
     matched = [match(found, samples, tokenizer, path) for found, path in zip(rows, files, strict=True)]
     return matched[0], matched[1] if against is not None else None
 

@@ -76,6 +76,20 @@ def is_fancy(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
+def watching(what: str) -> Callable[[Iterable[int]], Iterable[int]]:
+    """What shows a progress bar on stderr while it hands numbers on; in a pipe nobody waits for it."""
+
+    def watch(numbers: Iterable[int]) -> Iterable[int]:
+        if not sys.stderr.isatty():
+            return numbers
+        from rich.console import Console
+        from rich.progress import track
+
+        return track(numbers, what, console=Console(stderr=True), transient=True)
+
+    return watch
+
+
 def _plain(value: Any) -> Any:
     """The value in JSON's own types."""
     if value is None or isinstance(value, str | bool | int):

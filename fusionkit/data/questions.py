@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ def question_id(sample: Sample, turn: Turn) -> str:
     return _name(sample, next(number for number, each in enumerate(sample.turns) if each is turn))
 
 
-def samples_of(dataset: Any) -> list[Sample]:
-    """All samples of a dataset; raises UsageError for one that does not end."""
+def samples_of(dataset: Any, watch: Callable[[Iterable[int]], Iterable[int]] = iter) -> list[Sample]:
+    """All samples of a dataset; `watch` sees their indices go by. Raises UsageError for one that does not end."""
     length = dataset_length(dataset)
     if length is None:
         raise UsageError(f"{type(dataset).__name__} does not end; give it `samples`, for example samples=100")
-    return [dataset[index] for index in range(length)]
+    return [dataset[index] for index in watch(range(length))]
 
 
 def questions_of(samples: Iterable[Sample]) -> Iterator[tuple[str, Sample, Turn]]:

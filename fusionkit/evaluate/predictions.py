@@ -87,7 +87,10 @@ def match(rows: Sequence[tuple[str, Row]], samples: Iterable[Sample], tokenizer:
             'an answer that says nothing is {"id": ..., "text": ""}'
         )
     if unknown := sorted(answers.keys() - {name for name, _, _ in questions}):
-        raise DataError(f"{answers[unknown[0]][0]}: no question is called {unknown[0]!r} in this data")
+        raise DataError(
+            f"{answers[unknown[0]][0]}: no question is called {unknown[0]!r} in this data; "
+            "give the --data that the questions were written from"
+        )
     for name, _, turn in questions:
         where, row = answers[name]
         if row.get("question", turn.question) != turn.question:

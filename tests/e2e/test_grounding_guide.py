@@ -84,6 +84,8 @@ def test_every_command_runs_in_order(here: Path, capsys: pytest.CaptureFixture[s
         outputs[command] = capsys.readouterr()
         assert status == 0, f"{command}: {outputs[command].err}"
     kinds = {shlex.split(command)[2]: found for command, found in outputs.items()}
+    (asked,) = (json.loads(found.out) for command, found in outputs.items() if command.startswith("fusionkit ask"))
+    assert len(asked["points"]) == len(asked["point_log_p"])
     score = next(iter(outputs.values())).out
     assert re.search(r"^refcoco +box_accuracy +1\.000 ", score, re.MULTILINE)
     for split in ("val", "testA", "testB"):
