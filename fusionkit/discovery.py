@@ -209,7 +209,6 @@ def _read_entries() -> tuple[list[Entry], list[Trouble]]:
             if version != used[name]:
                 message = f"{version} is on the path too, hidden by {used[name]}, which comes first"
                 troubles.append(Trouble(name, message, broken=False))
-        # Any installed distribution may be damaged in any way; it must not hide the others.
         except Exception as error:  # one distribution with damaged metadata must not hide the others
             where = getattr(distribution, "_path", "a distribution")
             message = f"metadata cannot be read: {type(error).__name__}: {error}; reinstall it"

@@ -129,12 +129,20 @@ def load_plugin_file(path: str | Path) -> tuple[BlockSpec, ...]:
 
 
 def scan() -> Scan:
-    """The installed metadata, read once for each search path and set of blocked distributions."""
+    """The installed metadata, read anew when the search path, a folder on it or the set of blocked distributions changes."""
     global _snapshot
-    key = (tuple(sys.path), os.environ.get(discovery.BLOCK_VARIABLE))
+    key = (*((path, _changed(path)) for path in sys.path), os.environ.get(discovery.BLOCK_VARIABLE))
     if _snapshot is None or _snapshot[0] != key:
         _snapshot = (key, discovery.scan())
     return _snapshot[1]
+
+
+def _changed(folder: str) -> int:
+    """When something was last put into a folder of the path or taken out of it, as installers do; 0 if it is none."""
+    try:
+        return os.stat(folder or os.curdir).st_mtime_ns  # noqa: PTH116 - called often, and a Path costs more than the call
+    except OSError:
+        return 0
 
 
 def last_frame(error: BaseException) -> str:

@@ -37,7 +37,6 @@ def look_around() -> dict[str, Any]:
     started = time.perf_counter()
     try:
         import torch
-    # A broken torch raises anything from ImportError to OSError (a missing library); doctor exists to report it.
     except Exception as error:  # a broken torch may raise anything; the doctor is here to report it
         return {"torch": None, "error": f"torch does not import: {type(error).__name__}: {error}"}
     found: dict[str, Any] = {"torch": torch.__version__, "seconds": round(time.perf_counter() - started, 3)}
@@ -64,7 +63,6 @@ def _attention() -> dict[str, str]:
         from fusionkit.ops.attention import BACKENDS, why_unavailable
 
         return {backend: why_unavailable(backend) for backend in BACKENDS}
-    # The same: whatever is wrong is the answer.
     except Exception as error:  # whatever keeps the backends from loading is their reason in the report
         return {"all": f"{type(error).__name__}: {error}"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -67,6 +68,21 @@ def test_names_load_nothing_and_leave_out_what_cannot_be_used(site) -> None:
     assert "acme.x" in names
     assert names == sorted(set(names))
     assert registry.distribution("adapters", "linear")[0] == "fusionkit"
+
+
+def test_what_is_removed_while_we_run_is_gone(site) -> None:
+    info = site.install("acme", entry_points={"fusionkit.mixers": {"acme.mix": "m:X"}})
+    assert "acme.mix" in registry.names("mixers")
+    shutil.rmtree(info)
+    assert "acme.mix" not in registry.names("mixers")
+
+
+def test_an_upgrade_while_we_run_is_seen(site) -> None:
+    info = site.install("acme", "1.0", entry_points={"fusionkit.mixers": {"acme.mix": "m:X"}})
+    assert registry.distribution("mixers", "acme.mix") == ("acme", "1.0")
+    shutil.rmtree(info)
+    site.install("acme", "1.1", entry_points={"fusionkit.mixers": {"acme.mix": "m:X"}})
+    assert registry.distribution("mixers", "acme.mix") == ("acme", "1.1")
 
 
 def test_what_is_installed_while_we_run_is_found(site) -> None:
