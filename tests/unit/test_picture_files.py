@@ -145,6 +145,29 @@ def test_pixmo_fetches_what_is_missing_and_leaves_out_dead_links(server: Server,
     )
 
 
+def test_rows_that_share_an_address_are_all_kept(server: Server, tmp_path: Path) -> None:
+    rows = [{"image_url": f"{server.address}/a.png", "caption": str(number)} for number in range(40)]
+    (tmp_path / "cap.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = load("pixmo", root=str(tmp_path), parts=["cap"], fetch=True, leave_out_missing=True)
+    assert (len(dataset), dataset.left_out) == (40, 0)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == [kept_name(f"{server.address}/a.png")]
+
+
+@pytest.mark.parametrize("name", ["../../out.png", "/elsewhere/out.png"])
+def test_nothing_is_written_outside_the_folder(server: Server, tmp_path: Path, name: str) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": name, "coco_url": f"{server.address}/a.png"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"images\[0\]: file_name '.*out\.png' leads out of .*images"):
+        load("coco_boxes", annotations=str(tmp_path / "instances.json"), fetch=True)[0]
+    with pytest.raises(DataError, match=r"x:1: '\.\./out\.png' is no file name to keep a picture under"):
+        fetch(f"{server.address}/a.png", tmp_path, "x:1", name="../out.png")
+    assert server.asked == []
+
+
 def test_coco_fetches_what_is_missing(server: Server, tmp_path: Path) -> None:
     content = {
         "images": [{"id": 1, "file_name": "one.png", "coco_url": f"{server.address}/a.png"}],

@@ -75,6 +75,10 @@ class CocoBoxes:
         where = f"{self.path}: images[{picture.row}]"
         path = self.folder / picture.name
         if self.fetch and picture.address is not None and not path.is_file():
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                raise DataError(
+                    f"{where}: file_name {picture.name!r} leads out of {self.folder}; it is not fetched there"
+                )
             path = fetch(picture.address, path.parent, where, name=path.name)
         found = on_disk(path, where)
         boxes = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -68,8 +69,11 @@ def fetch(address: str, folder: Path, where: str, sha256: str | None = None, nam
     Only what decodes as a picture and has the given SHA-256 is kept; a copy appears whole or not at all. Raises
     DataError naming the row and the address.
     """
-    target = folder / (name or kept_name(address))
-    if (found := kept(folder, target.name)) is not None:
+    name = name or kept_name(address)
+    if name != Path(name).name:
+        raise DataError(f"{where}: {name!r} is no file name to keep a picture under")
+    target = folder / name
+    if (found := kept(folder, name)) is not None:
         return found
     if not is_address(address):
         raise DataError(f"{where}: {address!r} is no address of a picture; expected http:// or https://")
@@ -80,12 +84,14 @@ def fetch(address: str, folder: Path, where: str, sha256: str | None = None, nam
             f"{where}: {address} has another picture now: SHA-256 {digest[:12]}..., expected {sha256[:12]}..."
         )
     picture_size(io.BytesIO(content), f"{where}: {address}")
-    staging = folder / f".{os.getpid()}.{target.name}"
+    # Rows may share an address, and threads and processes fetch at the same time: each writes a file of its own.
+    staging = folder / f".{os.getpid()}.{threading.get_ident()}.{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         staging.write_bytes(content)
         staging.replace(target)
     except OSError as error:
+        staging.unlink(missing_ok=True)
         raise DataError(f"{where}: cannot keep {address} as {target}: {error.strerror or error}") from error
     return target
 
