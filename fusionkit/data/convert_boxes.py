@@ -7,6 +7,7 @@ and `points` [x, y] in its pixels, each with a label at the end if it has one, o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +125,7 @@ def _entries(row: Row, key: str, count: int) -> Iterator[tuple[list[float], str]
     for number, entry in enumerate(entries):
         values: list[Any] = entry if isinstance(entry, list) else [None]
         label = values[count] if len(values) == count + 1 else ""
-        numeric = all(type(value) in (int, float) for value in values[:count])
+        numeric = all(type(value) in (int, float) and math.isfinite(value) for value in values[:count])
         if not numeric or not isinstance(label, str) or len(values) not in (count, count + 1):
             raise DataError(
                 f"{key}[{number}] must be {count} numbers and perhaps a label, got {json.dumps(entry)[:80]}"

@@ -53,6 +53,9 @@ def read_prediction(row: Row, size: Size | None, tokenizer: Any, where: str) -> 
         raise DataError(
             f"{where}: expected 'text', or 'boxes' and 'points'; it has {', '.join(map(repr, row)) or 'nothing'}"
         )
+    malformed = row.get("malformed", [])
+    if not isinstance(malformed, list):
+        raise DataError(f"{where}: 'malformed' must be a list of texts, got {type_name(malformed)}")
     try:
         items = read_items({"boxes": [], **row})
     except DataError as error:
@@ -61,7 +64,7 @@ def read_prediction(row: Row, size: Size | None, tokenizer: Any, where: str) -> 
         text or "",
         tuple(item for item in items if isinstance(item, Box)),
         tuple(item for item in items if isinstance(item, Point)),
-        tuple(map(str, row.get("malformed", ()))),
+        tuple(map(str, malformed)),
     )
 
 

@@ -201,6 +201,16 @@ def test_other_mistakes_are_told(root: Path, tmp_path: Path, capsys: pytest.Capt
         "count_accuracy: for none of these 4 questions (of kind box); name others with --metric"
         in capsys.readouterr().err
     )
+    for row, message in (
+        ({"boxes": [[1, 2, 3]]}, "a.jsonl:1: boxes[0] must be 4 numbers"),
+        ({"boxes": [], "malformed": 3}, "a.jsonl:1: 'malformed' must be a list of texts, got a number"),
+    ):
+        written(file, [row] * 4)
+        assert fusionkit("boxes", "score", file, "--data", data(root)) == 2
+        assert message in capsys.readouterr().err
+    file.write_text('{"boxes": [[0, 0, 1e999, 4]]}\n' * 4)
+    assert fusionkit("boxes", "score", file, "--data", data(root)) == 2
+    assert "a.jsonl:1: boxes[0] must be 4 numbers" in capsys.readouterr().err
     written(file, [{"other": 1}] * 4)
     assert fusionkit("boxes", "score", file, "--data", data(root)) == 2
     assert "a.jsonl:1: expected 'text', or 'boxes' and 'points'; it has 'other'" in capsys.readouterr().err
