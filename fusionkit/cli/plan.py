@@ -33,6 +33,7 @@ examples:
   fusionkit plan recipes/mine.yaml --image 1024x768 --image 640x480
   fusionkit plan recipes/mine.yaml --set cropper.max_crops=6
   fusionkit plan come_vl --meta
+  fusionkit plan come_vl --world 64 --memory 64GiB
 """
 
 
@@ -49,11 +50,19 @@ def main(words: Sequence[str]) -> None:
     add("recipe", metavar="RECIPE", help="a recipe file, or a shipped recipe by name")
     add("--image", action="append", metavar="WxH", help="also count a picture of this size; may be repeated")
     add("--meta", action="store_true", help="build it on the meta device (torch, no weights) and compare")
+    add("--world", type=int, metavar="N", help="also plan a training on N processes: memory of each, DDP and FSDP2")
+    add("--memory", metavar="SIZE", help="with --world: what one process has, for example 64GiB; says what fits")
+    add("--gradient-checkpointing", action="store_true", help="with --world: the decoder's activations computed twice")
     add("--set", action="append", metavar="ADDRESS=VALUE", help="change one value; may be repeated")
     add("--plugin", action="append", type=Path, metavar="FILE", help="load the blocks of a Python file")
     add("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(words)
     sizes = [parse_size(text) for text in options.image or ()]
+    if options.world is None and (options.memory is not None or options.gradient_checkpointing):
+        raise UsageError("--memory and --gradient-checkpointing go with --world N")
+    if options.world is not None and options.world < 1:
+        raise UsageError(f"--world {options.world}: expected at least one process")
+    memory = None if options.memory is None else parse_bytes(options.memory)
     recipe = open_recipe(options.recipe, options.set, options.plugin)
     comparison = None
     if options.meta:
@@ -64,10 +73,24 @@ def main(words: Sequence[str]) -> None:
         from fusionkit.recipe.plan import plan as plan_recipe
 
         plan = plan_recipe(recipe)
+    distributed = None
+    if options.world is not None:
+        from fusionkit.recipe.plan_memory import plan_world
+
+        distributed = plan_world(plan, options.world, checkpointing=options.gradient_checkpointing)
     if options.json:
-        emit_json(as_json(plan, sizes, comparison))
+        data = as_json(plan, sizes, comparison)
+        if distributed is not None:
+            from fusionkit.cli.plan_world import world_dict
+
+            data["world"] = world_dict(distributed, memory)
+        emit_json(data)
     else:
         show(plan, sizes, comparison)
+        if distributed is not None:
+            from fusionkit.cli.plan_world import show_world
+
+            show_world(distributed, memory)
     if comparison is not None and not comparison.equal:
         raise SystemExit(2)
 
@@ -80,6 +103,15 @@ def parse_size(text: str) -> Size:
     if not found or not all(1 <= int(side) <= MAX_SIDE for side in found.groups()):
         raise UsageError(f"--image {text}: expected WIDTHxHEIGHT in pixels, for example 1024x768")
     return Size(int(found[1]), int(found[2]))
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes from `64GiB` or `80GB`."""
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if not found or found[2].upper() not in units or float(found[1]) == 0:
+        raise UsageError(f"--memory {text}: expected a size such as 64GiB or 80GB")
+    return int(float(found[1]) * units[found[2].upper()])
 
 
 def as_json(plan: Plan, sizes: list[Size], comparison: Comparison | None) -> dict[str, Any]:
