@@ -45,7 +45,7 @@ WHAT_MAPS_CANNOT_CHANGE = (
     "layers add up: the cosine token by token, and through it the spectrum of the sum V."
 )
 
-IDENTITY, ROTATIONS, FREE = "identity", "random rotations", "random free matrices"
+IDENTITY, ROTATIONS, FREE = "identity", "random rotations", "random free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def summarise(
     }
     if mixer is not None:
         v_covariance = linear.centred(sums["product v v"], sums["sum v"], sums["sum v"], count)
-        spectra = {f"its own maps ({mixer.kind})": linear.singular_values(v_covariance), **spectra}
+        spectra = {f"its own ({mixer.kind})": linear.singular_values(v_covariance), **spectra}
     ranks = {layer: linear.effective_rank(linear.singular_values(own[layer])) for layer in layers}
     cosine = (sums["cosine"] / count)[places][:, places]
     weights = "equal weights" if mixer is None else "its learned weights"
@@ -209,28 +209,28 @@ def _outcome(measured: Sequence[Measured], images: int) -> Outcome:
 
 
 def _heats(each: Measured) -> list[Heat]:
-    names = [str(layer) for layer in each.layers]
+    names, lowest = [str(layer) for layer in each.layers], float(each.cosine.min())
     return [
         Heat("linear CKA", each.cka.tolist(), names, names, "layer", "layer"),
-        Heat("cosine, token by token", each.cosine.tolist(), names, names, "layer", "layer"),
+        Heat("cosine, token by token", each.cosine.tolist(), names, names, "layer", "layer", min(0.0, lowest)),
     ]
 
 
 def _panel(each: Measured, shown: int = 40) -> Panel:
     curves = []
     for name, sigma in each.spectra.items():
-        count = int((sigma > sigma[0] * 1e-6).sum())
+        count = int((sigma > sigma[0] * 1e-4).sum())
         places = sorted({round(place * (count - 1) / max(1, shown - 1)) for place in range(shown)})
         shares = (sigma / sigma[0]).log10()
-        label = f"{name}: effective rank {linear.effective_rank(sigma):.4g}"
+        label = f"{name}: {linear.effective_rank(sigma):.4g}"
         curves.append(Curve(label, [place + 1 for place in places], [float(shares[place]) for place in places]))
-    return Panel(f"{each.subject.label}: {each.words}", curves, "direction", "log10 of σ / largest σ")
+    return Panel("spectrum of V", curves, "direction (legend: effective rank)", "log10 of σ / largest σ")
 
 
 def _words(each: Measured) -> list[str]:
     label = each.subject.label
     ranks = {name: linear.effective_rank(sigma) for name, sigma in each.spectra.items()}
-    told = ", ".join(f"{rank:.4g} with {name}" for name, rank in ranks.items())
+    told = ", ".join(f"{rank:.4g} with {name} maps" for name, rank in ranks.items())
     words = [f"{label}: effective rank of {each.words}: {told} (at most {each.subject.info.width})."]
     if len(each.layers) > 1:
         neighbours = [float(each.cka[place, place + 1]) for place in range(len(each.layers) - 1)]

@@ -7,8 +7,9 @@ import typer
 from fusionkit.cli.analyze_entropy import entropy
 from fusionkit.cli.analyze_gradcam import gradcam
 from fusionkit.cli.analyze_pca import pca
-from fusionkit.cli.analyze_rollout import rollout
+from fusionkit.cli.analyze_probe import probe
 from fusionkit.cli.analyze_redundancy import redundancy
+from fusionkit.cli.analyze_rollout import rollout
 
 app = typer.Typer(
     name="analyze",
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in (entropy, rollout, pca, gradcam, redundancy):
+for verb in (entropy, rollout, pca, gradcam, redundancy, probe):
     app.command(no_args_is_help=True)(verb)
 
 

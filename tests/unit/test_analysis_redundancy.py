@@ -110,7 +110,7 @@ def test_a_checkpoints_own_maps_are_measured_as_its_mixer_runs() -> None:
     found = summarise(subject, mixer.layers, mixer.layers, streamed(subject, batches, mixer), mixer)
     with torch.inference_mode():
         v = torch.cat([mixer.module([batch[layer] for layer in mixer.layers]) for batch in batches])
-    own = found.spectra["its own maps (orthogonal)"]
+    own = found.spectra["its own (orthogonal)"]
     assert torch.allclose(own, diagnostics.spectrum(v), rtol=1e-3, atol=1e-3)
     assert sum(float(gain.mean()) for gain in mixer.gains()) == pytest.approx(1, abs=0.5)
     assert mixer_of(subjects(["small_vit"])[0]) is None
