@@ -48,7 +48,7 @@ VERBS = {
     "ask": Verb("fusionkit.cli.ask", "Ask a checkpoint about a picture; draws boxes."),
     "analyze": Verb("fusionkit.cli.analyze", "See what encoders see, and which layers to read."),
     "bench": Verb("fusionkit.cli.bench", "Time blocks beside their peers and the machine's limits."),
-    "boxes": Verb("fusionkit.cli.boxes", "Convert and draw boxes of any model family."),
+    "boxes": Verb("fusionkit.cli.boxes", "Convert, score and draw boxes of any model family."),
     "data": Verb("fusionkit.cli.data", "Check your own training data, or write sample questions."),
     "plugin": Verb("fusionkit.cli.plugin", "Start a plugin of your own, or check one."),
     "demo": Verb("fusionkit.cli.demo", "Run the main job end to end: plan, train, evaluate, ask."),
