@@ -110,21 +110,11 @@ def test_list_has_the_same_rows_and_more(hostile: Path) -> None:
     assert beside["troubles"] == without["troubles"]
 
 
-@pytest.mark.slow
 def test_training_is_the_same_to_the_bit(hostile: Path, tmp_path: Path) -> None:
+    steps = ["--stop-after", "2", "--set", "train.global_batch_size=2"]
     digests = []
     for number, path in enumerate((None, hostile)):
-        words = [
-            "train",
-            "tiny",
-            "--stop-after",
-            "1",
-            "--set",
-            "train.global_batch_size=2",
-            "-o",
-            str(tmp_path / f"{number}"),
-        ]
-        done = command(*words, path=path)
+        done = command("train", "tiny", *steps, "-o", str(tmp_path / f"{number}"), path=path)
         assert done.returncode == 0, done.stderr[-2000:]
         (weights,) = tmp_path.glob(f"{number}.partial/**/stage.safetensors")
         digests.append(hashlib.sha256(weights.read_bytes()).hexdigest())
@@ -224,7 +214,7 @@ def test_check_reports_a_distribution(site: Any, capsys: pytest.CaptureFixture[s
 
 def test_check_as_json_says_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = plugin_report.Report("a", "1", (Block("selectors/a.b", "ok", 1.0, "", (plugin_report.Finding("c", ""),)),))
-    monkeypatch.setattr(plugin_report, "examine", lambda distribution, limit: found)
+    monkeypatch.setattr(plugin_report, "examine", lambda distribution, limit, progress: found)
     assert outcome("plugin", "check", "a", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["blocks"][0]["checks"] == [{"check": "c", "error": ""}]
