@@ -45,6 +45,9 @@ from fusionkit.recipe.tree import Table, plain
 SEED = 0
 """Of random weights."""
 
+LONGEST_LABEL = 80
+"""Of what names files and stands in legends."""
+
 _STREAM = re.compile(r"[a-z][a-z0-9_]*")
 _BARE = re.compile(r"[a-z0-9_]+")
 _ADDRESS = "streams.analysed.encoder"
@@ -277,5 +280,8 @@ def _as_written(config: BlockConfig) -> Mapping[str, Any]:
 
 
 def file_label(text: str) -> str:
-    """An encoder's or checkpoint's words as a file name."""
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", text.removesuffix(".yaml")).strip("-.")
+    """An encoder's or checkpoint's words as a file name; long ones end in a hash of the whole."""
+    label = re.sub(r"[^A-Za-z0-9_.=-]+", "-", text.removesuffix(".yaml")).strip("-.")
+    if len(label) <= LONGEST_LABEL:
+        return label
+    return f"{label[: LONGEST_LABEL - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

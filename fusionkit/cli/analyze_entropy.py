@@ -76,9 +76,9 @@ def entropy(
     json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Measure how spread out each layer looks, suggest which layers to read, and write the selector's report.
+    """Suggest which layers to read, by entropy.
 
-    Entropies are in nats, 0 (one patch) to log N (all alike): of patch-to-patch and prefix-to-patch attention, and of
+    Measures how spread out each layer looks, and writes the report that the `entropy` selector reads. Entropies are in nats, 0 (one patch) to log N (all alike): of patch-to-patch and prefix-to-patch attention, and of
     the energy of the features, which encoders without attention have too. The same command goes on after Ctrl-C.
 
     \b

@@ -38,9 +38,9 @@ def gradcam(
     json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Ask a fused model about pictures and draw where each answer comes from, per stream and layer.
+    """Draw where a model's answers come from.
 
-    The gradient of the answer's log-likelihood is taken at every layer that a stream reads and at the fused tokens.
+    Asks a fused model about pictures. The gradient of the answer's log-likelihood is taken at every layer that a stream reads and at the fused tokens.
 
     \b
     Examples:

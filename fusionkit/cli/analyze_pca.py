@@ -37,9 +37,9 @@ def pca(
     json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Draw patch tokens as colours: their three main directions of variance as red, green and blue.
+    """Draw patch tokens as colours.
 
-    Works for every encoder, with or without attention. One sheet per picture, a row per encoder, a column per layer.
+    Their three main directions of variance are red, green and blue. Works for every encoder, with or without attention. One sheet per picture, a row per encoder, a column per layer.
 
     \b
     Examples:

@@ -57,9 +57,9 @@ def rollout(
     json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Draw where layers look: attention of each layer, rolled out over all layers up to it, and its strongest 30 %.
+    """Draw where layers look, over the pictures.
 
-    One sheet per picture, a row per encoder and kind, a column per layer: four layers, or those of --layers. Without
+    Attention of each layer, rolled out over all layers up to it, and its strongest 30 % outlined. One sheet per picture, a row per encoder and kind, a column per layer: four layers, or those of --layers. Without
     --query, the class token where there is one, else the mean over patches. The same command goes on after Ctrl-C.
 
     \b

@@ -48,6 +48,16 @@ def test_every_way_to_name_an_encoder() -> None:
     assert [subject.label for subject in subjects(["tiny"])] == ["builtin-tiny-semantic", "builtin-tiny-spatial"]
 
 
+def test_long_words_become_short_labels_that_stay_apart() -> None:
+    words = [
+        f"small_conv,widths=[{', '.join(['4'] * 60)}],strides=[{', '.join(['1'] * 60)}],heads={heads}"
+        for heads in (2, 4)
+    ]
+    labels = [subject.label for subject in subjects(words)]
+    assert [len(label) for label in labels] == [80, 80]
+    assert labels[0] != labels[1]
+
+
 def test_a_recipe_file_names_its_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.yaml").write_text("schema: 1\nextends: builtin:tiny\nname: mine\n")
     monkeypatch.chdir(tmp_path)
