@@ -61,6 +61,13 @@ def main(plugins: list[str]) -> None:
         listed = json.loads(run(command, "list", "--json", cwd=scratch))
         require("orthogonal" in json.dumps(listed), "`fusionkit list` does not show mixers/orthogonal")
         require("tiny" in json.dumps(listed), "`fusionkit list` does not show the recipe builtin:tiny")
+        for plugin in plugins:
+            package = Path(plugin).name.replace("-", "_")
+            where = run(python, "-c", f"import {package}; print({package}.__file__)", cwd=scratch).strip()
+            require(str(site) in where, f"{package} is imported from {where}, not from its wheel")
+        for recipe in listed["recipes"]:
+            if recipe["distribution"] in {Path(plugin).name for plugin in plugins}:
+                run(command, "plan", f"{recipe['prefix']}:{recipe['name']}", cwd=scratch)
         run(command, "validate", "builtin:tiny", cwd=scratch)
         run(command, "plan", "builtin:come_vl", cwd=scratch)
         run(command, "data", "sample", "tiny", "-n", "1", "-o", scratch / "pictures", cwd=scratch)
