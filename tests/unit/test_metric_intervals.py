@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,3 +151,30 @@ def test_two_processes_give_what_one_gives() -> None:
         alone.merge(half(merged.name, {}, 1))
         assert merged.compute() == alone.compute()
         assert merged.compute()["count"] > 0
+
+
+GATHERING = """
+import json, runpy, sys
+import torch.distributed as dist
+test, store, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+metric = runpy.run_path(test)["half"]("mean_iou", {}, rank)
+parts = [None, None]
+dist.all_gather_object(parts, metric)
+whole = parts[0]
+whole.merge(parts[1])
+print(json.dumps(whole.compute()))
+dist.destroy_process_group()
+"""
+
+
+def test_a_process_group_gathers_and_merges(tmp_path: Path) -> None:
+    """Every process of a group ends with the scores of all."""
+    running = [
+        subprocess.Popen([sys.executable, "-c", GATHERING, __file__, tmp_path / "store", rank], stdout=subprocess.PIPE)
+        for rank in "01"
+    ]
+    found = [json.loads(process.communicate(timeout=200)[0]) for process in running]
+    alone = half("mean_iou", {}, 0)
+    alone.merge(half("mean_iou", {}, 1))
+    assert found == [alone.compute()] * 2
