@@ -144,7 +144,7 @@ def test_two_processes_give_what_one_gives() -> None:
     running = [
         subprocess.Popen([sys.executable, "-c", SCRIPT, __file__, start], stdout=subprocess.PIPE) for start in "01"
     ]
-    first, second = (pickle.loads(process.communicate(timeout=120)[0]) for process in running)
+    first, second = (pickle.loads(process.communicate(timeout=250)[0]) for process in running)
     for merged, other in zip(second, first, strict=True):
         merged.merge(other)
         alone = half(merged.name, {}, 0)
@@ -174,7 +174,7 @@ def test_a_process_group_gathers_and_merges(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", GATHERING, __file__, tmp_path / "store", rank], stdout=subprocess.PIPE)
         for rank in "01"
     ]
-    found = [json.loads(process.communicate(timeout=200)[0]) for process in running]
+    found = [json.loads(process.communicate(timeout=250)[0]) for process in running]
     alone = half("mean_iou", {}, 0)
     alone.merge(half("mean_iou", {}, 1))
     assert found == [alone.compute()] * 2
