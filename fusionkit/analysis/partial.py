@@ -56,9 +56,14 @@ class Partial:
         """Where each picture's line starts; of two the later, which is the newer."""
         with self.path.open("rb") as file:
             place = len(file.readline())
-            for line in file:
-                record = json.loads(line)
-                yield (record["picture"], record["bytes"]), place
+            for number, line in enumerate(file, start=2):
+                try:
+                    record = json.loads(line)
+                    yield (record["picture"], record["bytes"]), place
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UsageError(
+                        f"{self.path}:{number}: damaged; choose another -o, or say --fresh to start again"
+                    ) from error
                 place += len(line)
 
     def _check(self, header: Mapping[str, Any]) -> None:

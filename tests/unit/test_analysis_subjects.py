@@ -180,6 +180,10 @@ def test_results_of_other_settings_are_never_mixed_in(tmp_path: Path, pictures: 
     path.write_text("not ours\n")
     with pytest.raises(UsageError, match="not partial results of an analysis"):
         Partial(path, {})
+    Partial(path, {}, fresh=True).add(photo, {"x": 1})
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(UsageError, match=r"p\.jsonl:3: damaged; choose another -o, or say --fresh"):
+        Partial(path, {})
     path.write_text("torn header without an end")
     assert not Partial(path, {}).has(photo)
 
