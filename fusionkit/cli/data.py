@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LISTED = 20
 """Findings printed of each sort; `--json` has all."""
+
+_T = TypeVar("_T")
 
 app = typer.Typer(
     name="data",
@@ -78,6 +80,36 @@ def check(
 
 
 @app.command()
+def overlap(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A folder of pictures, or a .jsonl file that names them.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The other set, for example the test data.")],
+    distance: Annotated[
+        int, typer.Option("--distance", help="In how many of 64 bits near-duplicates may differ, 0 to 7.")
+    ] = 4,
+    json: JsonOption = False,
+) -> None:
+    """Find near-duplicate pictures of A in B, by a perceptual hash: does the training data hold the test data?
+
+    \b
+    Examples:
+      fusionkit data overlap train.jsonl test.jsonl
+      fusionkit data overlap coco/train2014 my_test_pictures --json
+    """
+    from fusionkit.data.overlap import overlap as compare
+
+    found = compare(first, second, distance, _progress)
+    if json:
+        emit_json({"first": found.first, "second": found.second, "share": found.share, "pairs": found.pairs})
+        return
+    twins = len({pair.second for pair in found.pairs})
+    emit(f"{twins} of {found.second} pictures of {second} have a near-duplicate among {found.first} of {first}")
+    for pair in found.pairs[:LISTED]:
+        emit(f"  {pair.second}  {pair.first}  ({pair.distance} of 64 bits differ)")
+    if len(found.pairs) > LISTED:
+        emit(f"  and {len(found.pairs) - LISTED} more; --json lists all")
+
+
+@app.command()
 def sample(
     recipe: RecipeArg,
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many pictures.")] = 6,
@@ -124,7 +156,7 @@ def _evaluation_data(recipe: Recipe, name: str | None) -> Any:
     return registry.factory(registry.spec("datasets", config.type))(config, BlockSite())
 
 
-def _progress(rows: Iterable[int]) -> Iterable[int]:
+def _progress(rows: Iterable[_T]) -> Iterable[_T]:
     """A progress bar on stderr; in a pipe nobody waits for it."""
     if not sys.stderr.isatty():
         return rows

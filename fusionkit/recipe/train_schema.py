@@ -143,6 +143,10 @@ class Train(Section):
     )
     log_every: PositiveInt = Field(10, description="Optimizer steps between lines of the log.")
     save_every: PositiveInt = Field(500, description="Optimizer steps between saved states.")
+    bad_samples: Literal["stop", "skip"] = Field(
+        "stop",
+        description="stop: a row or picture that cannot be read ends the run; skip: it is listed and another is used.",
+    )
     workers: NonNegativeInt = Field(0, description="Processes that load data; 0 loads in the main process.")
     stages: dict[Name, Stage] = Field(min_length=1, description="Parts of the training by name, in order.")
     data: Datasets = Field(description="Datasets, mixed by their `weight`.")

@@ -12,6 +12,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
+from fusionkit.data.careful import Careful, skipped
 from fusionkit.data.collate import Collate
 from fusionkit.data.mixture import Mixture, dataset_length
 from fusionkit.errors import UsageError
@@ -29,7 +30,7 @@ from fusionkit.train.features import keep_features
 from fusionkit.train.groups import AuditRow, assign, audit
 from fusionkit.train.objectives import build_objectives
 from fusionkit.train.optimizer import make_optimizer
-from fusionkit.train.partial import LOG_FILE, cut_log, newest_state, stage_folder
+from fusionkit.train.partial import LOG_FILE, SKIPPED_FILE, cut_log, newest_state, stage_folder
 from fusionkit.train.progress import JsonLog, Progress, StopAfter, StopOnSignal
 from fusionkit.train.stage_model import StageModel
 from fusionkit.train.trainer import StageTrainer
@@ -66,6 +67,8 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
     micro, accumulation = world.share(batch_size, settings.micro_batch_size)
     dataset = _mixture(stage.data or settings.data, stage.steps, batch_size, settings.seed + number)
     steps = len(dataset) // batch_size
+    listed = run.partial / SKIPPED_FILE
+    samples = Careful(dataset, listed) if settings.bad_samples == "skip" else dataset
     folder = stage_folder(run.partial, number)
     arguments = _arguments(run, folder, micro, accumulation, steps)
     optimizer = stage.optimizer or settings.optimizer
@@ -103,7 +106,7 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
             run.on_stage(name, audit(model, assigned))
         trainer = StageTrainer(
             model=wrapped,
-            dataset=dataset,
+            dataset=samples,
             collate=Collate(
                 processor, stage.turns_per_sample or settings.turns_per_sample, double=settings.precision == "fp64"
             ),
@@ -124,6 +127,8 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
         model.train()
         trainer.train(resume_from_checkpoint=state)
     model.train(False)
+    if world.is_main() and (reasons := skipped(listed)):
+        run.say(f"{len(reasons)} samples could not be used and were left out, listed in {SKIPPED_FILE}: {reasons[0]}")
     reached = trainer.state.global_step
     weights = sharding.whole_weights(model) if sharded else {}
     return Outcome(reached - begun, reached, steps, weights)

@@ -57,7 +57,7 @@ def kept_for_backward(wrapped: StageModel, batch: dict[str, Any]) -> tuple[int, 
 @pytest.mark.parametrize("changes", [(), (ALL,), (*WIDER, ALL)], ids=["tiny", "everything learns", "deeper"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_one_process_holds_what_is_planned(changes: tuple[str, ...], optimizer: str) -> None:
-    recipe = fusionkit.load_recipe("builtin:tiny", set=(*changes, f"train.optimizer={{type: {optimizer}}}"))
+    recipe = fusionkit.load_recipe("builtin:tiny_demo", set=(*changes, f"train.optimizer={{type: {optimizer}}}"))
     assert recipe.train is not None
     model = fusionkit.build(recipe)
     processor = FusionProcessor.from_plan(model.plan)
