@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fusionkit.cli.analyze_entropy import entropy
+from fusionkit.cli.analyze_gates import gates
 from fusionkit.cli.analyze_gradcam import gradcam
 from fusionkit.cli.analyze_pca import pca
 from fusionkit.cli.analyze_probe import probe
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in (entropy, rollout, pca, gradcam, redundancy, probe):
+for verb in (entropy, rollout, pca, gradcam, redundancy, probe, gates):
     app.command(no_args_is_help=True)(verb)
 
 

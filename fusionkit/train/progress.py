@@ -10,10 +10,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fusionkit.errors import CheckpointError
+from fusionkit.ops.learned import learned_numbers
 from fusionkit.train import world
+from fusionkit.train.stage_model import StageModel
 
 
 class Progress(TrainerCallback):
@@ -69,7 +72,10 @@ class Progress(TrainerCallback):
 
 
 class JsonLog(TrainerCallback):
-    """Appends every log entry of a stage to a JSONL file, with the seconds since the stage began."""
+    """Appends every log entry of a stage to a JSONL file, with the seconds since the stage began.
+
+    `learned` holds the gates and layer weights of the model at that step, where they are not sharded.
+    """
 
     def __init__(self, path: Path, stage: str) -> None:
         self.path = path
@@ -82,6 +88,7 @@ class JsonLog(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, Any] | None = None,
+        model: nn.Module | None = None,
         **_: Any,
     ) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
@@ -91,6 +98,8 @@ class JsonLog(TrainerCallback):
                 "seconds": round(time.monotonic() - self.started, 2),
                 **logs,
             }
+            if isinstance(model, StageModel) and (learned := learned_numbers(model.model)):
+                row["learned"] = learned
             try:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
