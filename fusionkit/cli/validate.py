@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fusionkit.cli.opening import load_plugins, open_recipe
 from fusionkit.cli.output import emit, emit_json, note
 from fusionkit.errors import RecipeError
+from fusionkit.recipe.requirements import unnamed_requirements
 
 DESCRIPTION = """\
 Check recipes: the text, every key, every block's options. Nothing is built.
@@ -55,8 +57,14 @@ def _check(name: str, changes: Sequence[str] | None) -> dict[str, Any]:
         recipe = open_recipe(name, changes)
     except RecipeError as error:
         return {"recipe": name, "valid": False, "problems": error.problems}
-    blocks = sum(1 for _ in recipe.blocks())
-    return {"recipe": name, "valid": True, "problems": (), "streams": len(recipe.streams), "blocks": blocks}
+    return {
+        "recipe": name,
+        "valid": True,
+        "problems": (),
+        "streams": len(recipe.streams),
+        "blocks": sum(1 for _ in recipe.blocks()),
+        "unnamed_requirements": unnamed_requirements(recipe),
+    }
 
 
 def _print(results: Sequence[dict[str, Any]]) -> None:
@@ -64,5 +72,10 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
         if result["valid"]:
             streams = "1 stream" if result["streams"] == 1 else f"{result['streams']} streams"
             emit(f"{result['recipe']}: valid, {streams}, {result['blocks']} blocks")
+            if unnamed := result["unnamed_requirements"]:
+                note(
+                    f"note: {result['recipe']} uses plugins that it does not name; add `requires: {json.dumps(unnamed)}`, "
+                    "and whoever lacks one is told what to install"
+                )
         for problem in result["problems"]:
             note(f"error: {problem}")

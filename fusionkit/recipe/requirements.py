@@ -1,11 +1,18 @@
-"""Check a recipe's `requires` against the installed distributions."""
+"""A recipe's `requires`: whether the installed distributions meet it, and whether it names all that are used."""
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
+from typing import TYPE_CHECKING
 
+from fusionkit import registry
+from fusionkit.discovery import OWNER, normalised
 from fusionkit.errors import Problem
 from fusionkit.recipe.tree import Items, Leaf, Origin, Table, child
+
+if TYPE_CHECKING:
+    from fusionkit.recipe.schema import Recipe
 
 
 def check_requirements(tree: Table) -> list[Problem]:
@@ -18,6 +25,19 @@ def check_requirements(tree: Table) -> list[Problem]:
         if isinstance(node, Leaf) and isinstance(node.value, str) and (fault := _fault(node.value)):
             found.append(_problem(node.origin, f"requires.{index}", *fault))
     return found
+
+
+def unnamed_requirements(recipe: Recipe) -> list[str]:
+    """What the recipe would have to require: installed distributions whose blocks it uses and does not name."""
+    named = {normalised(re.split(r"[^\w.-]", text.strip())[0]) for text in recipe.requires}
+    installed = {(entry.distribution, entry.version) for entry in registry.scan().blocks}
+    found = set()
+    for placed in recipe.blocks():
+        spec = placed.spec()
+        name, version = registry.distribution(spec.family, spec.name)
+        if (name, version) in installed and name != OWNER and name not in named:
+            found.add(f"{name}>={'.'.join(version.split('.')[:2])}")
+    return sorted(found)
 
 
 def _fault(text: str) -> tuple[str, str] | None:

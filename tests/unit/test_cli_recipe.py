@@ -88,7 +88,9 @@ def test_validate_prints_json(mine: Path, capsys: pytest.CaptureFixture[str]) ->
     assert outcome("validate", mine, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
         "valid": True,
-        "recipes": [{"recipe": str(mine), "valid": True, "problems": [], "streams": 2, "blocks": 18}],
+        "recipes": [
+            {"recipe": str(mine), "valid": True, "problems": [], "streams": 2, "blocks": 18, "unnamed_requirements": []}
+        ],
     }
     assert outcome("validate", mine, "--json", "--set", "sequence_length=0") == 2
     [result] = json.loads(capsys.readouterr().out)["recipes"]
@@ -103,6 +105,23 @@ def test_validate_knows_the_blocks_of_a_plugin_file(mine: Path, capsys: pytest.C
     plugin = mine.with_name("my_shift.py")
     plugin.write_text(PLUGIN)
     assert outcome("validate", mine, "--plugin", plugin) == 0
+
+
+def test_validate_asks_for_the_plugins_that_are_used(mine: Path, site: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from fusionkit.cli.plugin_package import files, from_template
+
+    modules = files(from_template("vend.scale", "adapters"), "none", "")
+    points = {"fusionkit.adapters": {"vend.scale": "vend_scale.spec:SCALE"}}
+    site.install("vend-scale", "1.2.3", entry_points=points, modules=modules)
+    mine.write_text(BASE + "fusion:\n  scale: {type: vend.scale}\n")
+    assert outcome("validate", mine) == 0
+    assert capsys.readouterr().err == (
+        f'note: {mine} uses plugins that it does not name; add `requires: ["vend-scale>=1.2"]`, '
+        "and whoever lacks one is told what to install\n"
+    )
+    mine.write_text(BASE + 'requires: ["Vend_Scale>=1"]\nfusion:\n  scale: {type: vend.scale}\n')
+    assert outcome("validate", mine) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_validate_needs_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
