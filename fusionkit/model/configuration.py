@@ -19,6 +19,7 @@ class FusionConfig(PretrainedConfig):
     """
 
     model_type = "fusionkit"
+    keys_to_ignore_at_inference = ["past_key_values", "streams", "visual"]  # noqa: RUF012  (no tensors to gather)
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  (transformers reads it as a plain class attribute)
 
     def __init__(

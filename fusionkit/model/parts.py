@@ -72,7 +72,9 @@ def _build(plan: Plan, node: Node, pretrained: bool) -> nn.Module:
 def without_weights(config: BlockConfig) -> BlockConfig:
     """The same block with random weights, for shapes only or when a checkpoint will fill it."""
     # Where the weights come from is a text; other blocks may call numbers so.
-    return config.model_copy(update={"weights": "random"}) if isinstance(getattr(config, "weights", None), str) else config
+    return (
+        config.model_copy(update={"weights": "random"}) if isinstance(getattr(config, "weights", None), str) else config
+    )
 
 
 def build_object(family: str, config: BlockConfig, site: BlockSite | None = None) -> Any:

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, C crops, V visual tokens placed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,22 @@ class FusionProcessor(ProcessorMixin):
         text = text.strip()
         parsed = Parsed() if self._boxes is None else self._boxes.parse(text, size, strict=strict)
         return Prediction(text, parsed.boxes, parsed.points, parsed.malformed)
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        """As in transformers, but words for boxes and points are never skipped: they are the answer."""
+        ids = torch.as_tensor(token_ids).tolist()
+        if skip_special_tokens:
+            skipped = set(self.tokenizer.all_special_ids) - self._box_ids
+            ids = [token for token in ids if token not in skipped]
+        return str(self.tokenizer.decode(ids, **kwargs))
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+        """`decode` for every row."""
+        return [self.decode(row, skip_special_tokens, **kwargs) for row in sequences]
+
+    @cached_property
+    def _box_ids(self) -> frozenset[int]:
+        return frozenset(token_ids(self.tokenizer, () if self._boxes is None else tuple(self._boxes.vocabulary())))
 
     def decode_answers(self, ids_BT: Tensor, sizes: Sequence[Size]) -> list[Prediction]:
         """Generated ids (answers only, no prompt) as predictions, one per row."""

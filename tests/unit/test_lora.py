@@ -150,6 +150,16 @@ def test_without_the_package_the_error_says_so(monkeypatch: pytest.MonkeyPatch) 
         lora_config(model)
 
 
+def test_the_trainer_predicts_logits_and_labels(tmp_path: Path) -> None:
+    model, processor = build()
+    seen: list[Any] = []
+    trainer = fine_tune(model, processor, tmp_path / "run")
+    trainer.compute_metrics = lambda found: seen.append(found) or {"rows": len(found.predictions)}
+    assert trainer.evaluate()["eval_rows"] == 16
+    assert seen[0].predictions.shape[:2] == seen[0].label_ids.shape
+    assert seen[0].predictions.shape[2] == model.plan.embedding_rows
+
+
 # ---------------------------------------------------------------------------------------------- in place, by a recipe
 def test_updates_start_at_nothing_and_merge_exactly() -> None:
     model, processor = build()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 import fusionkit
 import fusionkit.auto
 from fusionkit.errors import UsageError
+from fusionkit.geometry import Box, Size
 from fusionkit.model.checkpoint import save_checkpoint
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
@@ -218,6 +220,17 @@ def test_words_are_decoded_as_transformers_does(parts: Any) -> None:
     assert processor.decode(padded[0], skip_special_tokens=True) == "count red"
 
 
+def test_words_for_boxes_are_no_special_tokens_to_skip(parts: Any) -> None:
+    _, processor = parts
+    box = processor.answer_text((Box(4, 3, 20, 21),), Size(40, 30))
+    ids = torch.tensor([[*processor.tokenizer(f"red {box}")["input_ids"], processor.tokenizer.eos_token_id]])
+    (text,) = processor.batch_decode(ids, skip_special_tokens=True)
+    assert box in text
+    assert processor.tokenizer.eos_token not in text
+    assert processor.parse(text, Size(40, 30)).boxes == processor.parse(box, Size(40, 30)).boxes != ()
+    assert processor.tokenizer.eos_token in processor.decode(ids[0])
+
+
 # ------------------------------------------------------------------------------------- memory, dtypes and devices
 @pytest.mark.parametrize("language_model", [DECODERS["qwen2"], DECODERS["lfm2"]], ids=["qwen2", "lfm2"])
 def test_activation_checkpointing_gives_the_same_gradients(language_model: dict[str, Any]) -> None:
@@ -311,3 +324,22 @@ def test_a_decoder_is_built_in_its_dtype_at_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.nn.Module, "to", watch)
     fusionkit.build(recipe(language_model=DECODERS["qwen2"]), dtype=torch.bfloat16)
     assert seen == {torch.bfloat16}
+
+
+PEAK = """
+import resource, sys
+import torch, fusionkit, fusionkit.model.build
+sys.path.insert(0, {here!r})
+from model_recipe import decoder, recipe
+big = decoder(hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=16, vocab_size=32000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = fusionkit.build(recipe(language_model=big), dtype=torch.bfloat16)
+peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak / sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()))
+"""
+
+
+def test_building_in_bf16_holds_no_second_copy() -> None:
+    code = PEAK.format(here=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < 1.5, "peak memory over the weights in bf16"
