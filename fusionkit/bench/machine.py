@@ -43,6 +43,15 @@ def clock(device: str) -> tuple[float | None, float | None]:
     return (round(sum(speeds) / len(speeds), 1) if speeds else None), None
 
 
+def free_bytes(device: str) -> int | None:
+    """Memory that can still be had on the device; None where the machine does not say."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    path = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", path.read_text(encoding="utf-8")) if path.exists() else None
+    return 1024 * int(found[1]) if found else None
+
+
 def _processor() -> str:
     found = re.search(r"model name\s*:\s*(.+)", _cpuinfo())
     return found[1].strip() if found else platform.processor() or platform.machine()

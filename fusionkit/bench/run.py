@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from fusionkit.bench.case import Case, LeftOut
+from fusionkit.bench.case import AnyCase, Case, LeftOut, Whole
 from fusionkit.bench.ceilings import Ceiling, measure_ceilings
 from fusionkit.bench.counting import Counts, count
-from fusionkit.bench.machine import clock, facts
+from fusionkit.bench.host import HostWork
+from fusionkit.bench.machine import clock, facts, free_bytes
 from fusionkit.bench.peers import UnsuitableError
 from fusionkit.bench.timing import Quartiles, paired_ratios, run_rounds, timer
-from fusionkit.bench.variants import DTYPES, REFERENCE, Setting, Variant, prepare, variants_of
+from fusionkit.bench.variants import CONTROL, DTYPES, REFERENCE, Setting, Variant, is_host, prepare, variants_of
 from fusionkit.bench.work import MICRO_BATCHES, Error, Work, compare, exact
 from fusionkit.errors import UsageError
+from fusionkit.plugin import LanguageModelInfo
 
 SCHEMA = 1
 Row = dict[str, Any]
@@ -30,7 +32,7 @@ class _Contender:
     """What is known of a variant so far; `status` other than ok carries a reason."""
 
     variant: Variant
-    work: Work | None = None
+    work: Work | HostWork | None = None
     error: Error | None = None
     counts: Counts | None = None
     seconds: list[float] = field(default_factory=list)
@@ -44,57 +46,68 @@ class _Contender:
 
 
 def run(
-    cases: Sequence[Case],
+    cases: Sequence[AnyCase],
     setting: Setting,
     *,
     left_out: Sequence[LeftOut] = (),
     rounds: int = 5,
+    seconds: float | None = None,
     against: Sequence[str] = (),
+    backends: Sequence[str] = (),
     on_progress: Progress = lambda what, done, total: None,
     ceiling_scale: float = 1.0,
 ) -> Iterator[Row]:
     """Measure; rows come as soon as a case is done. `on_progress(what, done, total)` counts rounds.
 
+    No round of a case begins when `seconds` have passed since its first, so the `rounds` of a row may be fewer.
+
     Raises: UsageError before anything is measured; what goes wrong later is in the rows.
     """
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    planned = [(case, variants_of(case, setting, against)) for case in cases]
+    planned = [(case, variants_of(case, setting, against, backends)) for case in cases]
     common = {"schema": SCHEMA, "run_id": time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), **facts(setting.device)}
     on_progress("ceilings", 0, rounds * len(cases))
     ceilings = measure_ceilings(setting, ceiling_scale)
     common["ceil"] = {"tflops": ceilings[0].best / 1e12, "gbps": ceilings[1].best / 1e9}
     yield from (_ceiling_row(common, setting, ceiling, "before") for ceiling in ceilings)
     for left in left_out:
-        yield _row(common, setting, left.block, left.name, status="skip", reason=left.reason)
+        yield blank_row(common, setting, left.block, left.name, status="skip", reason=left.reason)
     for number, (case, variants) in enumerate(planned):
 
         def on_round(done: int, name: str = case.name, before: int = number * rounds) -> None:
             on_progress(name, before + done, rounds * len(cases))
 
-        yield from _run_case(case, variants, setting, rounds, common, on_round)
+        yield from _run_case(case, variants, setting, (rounds, seconds), common, on_round)
+        gc.collect()  # the next case may be as large
     yield from (_ceiling_row(common, setting, each, "after") for each in measure_ceilings(setting, ceiling_scale))
 
 
 def _run_case(
-    case: Case,
+    case: AnyCase,
     variants: Sequence[Variant],
     setting: Setting,
-    rounds: int,
+    limits: tuple[int, float | None],
     common: Mapping[str, Any],
     on_round: Callable[[int], None],
 ) -> list[Row]:
     contenders = [_Contender(variant) for variant in variants]
     references: dict[str, dict[str, torch.Tensor]] = {}
+    first: Work | HostWork | None = None
     for contender in contenders:
         try:
-            _make_ready(contender, setting, references)
+            if contender.variant.name == CONTROL and first is not None:
+                ours = contenders[0]
+                contender.work, contender.error, contender.counts = first, ours.error, ours.counts
+                continue
+            _make_ready(contender, setting, references, first)
+            first = first or contender.work
         except Exception as error:  # a block or peer may raise anything; it becomes its row
             contender.fail(error)
     references.clear()
     before = clock(setting.device)
     works = {contender.variant.name: contender.work for contender in contenders if contender.work is not None}
-    found = run_rounds(works, rounds, timer(torch.device(setting.device)), on_round)
+    found = run_rounds(works, limits[0], timer(torch.device(setting.device)), on_round, seconds=limits[1])
     after = clock(setting.device)
     for contender in contenders:
         timed = found.get(contender.variant.name, [])
@@ -105,37 +118,60 @@ def _run_case(
     reference = next((each.seconds for each in contenders if each.variant.name == REFERENCE), [])
     clocks = {"clock_mhz": [before[0], after[0]], "temperature_c": [before[1], after[1]]}
     return [
-        _row(common, setting, case.spec.address, case.name, **clocks, **_result(contender, reference, setting, common))
+        blank_row(common, setting, case.address, case.name, **clocks, **_result(contender, reference, setting, common))
         for contender in contenders
     ]
 
 
-def _make_ready(contender: _Contender, setting: Setting, references: dict[str, dict[str, torch.Tensor]]) -> None:
+def _make_ready(
+    contender: _Contender,
+    setting: Setting,
+    references: dict[str, dict[str, torch.Tensor]],
+    first: Work | HostWork | None,
+) -> None:
     """Build, compare with float64, count; only what passes is timed."""
     variant = contender.variant
-    address = variant.case.spec.address
-    work = prepare(variant, setting)
-    if address not in references:
-        plain = prepare(Variant(REFERENCE, variant.case), setting)
-        references[address] = exact(plain.module, plain.arguments, setting.mode)
-    contender.error = compare(work.results(), references[address], DTYPES[setting.dtype])
-    contender.counts = count(work)
+    case, address = variant.case, variant.case.address
+    if not is_host(case):
+        _require_memory(case, setting)
+    built = first.module if isinstance(first, Work) else None
+    work = prepare(variant, setting, built)
+    if isinstance(work, Work):
+        deep = isinstance(case, Whole) or case.site.info is not None
+        if address not in references:
+            # A block that has run may have folded; one as large as an encoder is not built twice.
+            plain = work if deep or variant.name == REFERENCE else prepare(Variant(REFERENCE, case), setting)
+            references[address] = exact(cast(Work, plain).module, work.arguments, setting.mode)
+        contender.error = compare(work.results(), references[address], DTYPES[setting.dtype], deep=deep)
+        contender.counts = count(work)
     contender.work = work
+
+
+def _require_memory(case: AnyCase, setting: Setting) -> None:
+    """Raises UnsuitableError where the weights, in the run's type and in float64, would not fit."""
+    need = case.costs.params * (DTYPES[setting.dtype].itemsize + 8)
+    free = free_bytes(setting.device)
+    if free is not None and need > free:
+        raise UnsuitableError(
+            f"needs {need / 2**30:.1f} GiB for its weights and a float64 copy of them, {free / 2**30:.1f} are free"
+        )
 
 
 def _result(contender: _Contender, reference: Sequence[float], setting: Setting, common: Mapping[str, Any]) -> Row:
     """The part of a row that is the variant's own."""
     variant, counts, error = contender.variant, contender.counts, contender.error
     flops, moved = costs(variant.case, setting)
+    known = flops + moved > 0  # without a formula there is no share of a limit
     found: Row = {
         "variant": variant.name,
         "peer_of": variant.peer_of or None,
-        "computes": variant.case.spec.address,
+        "computes": variant.case.address,
+        "backend": variant.backend or "eager",
         "shape": variant.case.shape,
         "config": variant.case.options,
         "rounds": len(contender.seconds),
-        "flops": flops,
-        "bytes_min": moved,
+        "flops": flops if known else None,
+        "bytes_min": moved if known else None,
         "peak_mib": None if counts is None else round(counts.peak_bytes / 2**20, 3),
         "kernels": None if counts is None else counts.kernels,
         "maps": None if counts is None else counts.maps,
@@ -151,9 +187,9 @@ def _result(contender: _Contender, reference: Sequence[float], setting: Setting,
     limit = max(flops / (common["ceil"]["tflops"] * 1e12), moved / (common["ceil"]["gbps"] * 1e9))
     found |= {
         "ms": Quartiles.of([1e3 * value for value in contender.seconds]).to_dict(),
-        "tflops": flops / seconds.p50 / 1e12,
-        "gbps": moved / seconds.p50 / 1e9,
-        "roofline_frac": limit / seconds.p50,
+        "tflops": flops / seconds.p50 / 1e12 if known else None,
+        "gbps": moved / seconds.p50 / 1e9 if known else None,
+        "roofline_frac": limit / seconds.p50 if known else None,
     }
     if variant.name != REFERENCE and len(reference) == len(contender.seconds):
         ratios = Quartiles.of(paired_ratios(contender.seconds, reference))
@@ -161,32 +197,26 @@ def _result(contender: _Contender, reference: Sequence[float], setting: Setting,
     return found
 
 
-def costs(case: Case, setting: Setting) -> tuple[int, int]:
-    """FLOPs and least bytes of the block's function, whatever a variant does: from the plan, for all crops.
+def costs(case: AnyCase, setting: Setting) -> tuple[int, int]:
+    """FLOPs and least bytes of the function, whatever a variant does: by formula, for all crops; 0, 0 without one.
 
     A backward is two forwards' FLOPs. Bytes: tokens in and out once per micro-batch, parameters once, and the gradients
     of all of these in training modes. Making orthogonal maps is in neither, so a share of the roofline in training is
     of the mixing alone.
     """
-    planned = case.site.plan
-    if planned is None:
+    if is_host(case):
         return 0, 0
-    size = DTYPES[setting.dtype].itemsize
-    inputs = sum(math.prod(_numbers(spec)) for spec in case.shape["inputs"].values())
-    outputs = sum(math.prod(_numbers(spec)) for spec in case.shape["outputs"].values())
-    tokens, weights = case.crops * (inputs + outputs) * size, planned.params * size
-    forward = case.crops * planned.flops
+    per_crop, size = case.costs, DTYPES[setting.dtype].itemsize
+    # A decoder's costs are for a text; nothing in it is by the crop.
+    times = 1 if isinstance(case, Case) and isinstance(case.site.info, LanguageModelInfo) else case.crops
+    forward, tokens, weights = times * per_crop.flops, times * per_crop.numbers * size, per_crop.params * size
     if setting.mode == "fwd":
         return forward, tokens + weights
     batches = MICRO_BATCHES if setting.mode == "step" else 1
     return 3 * forward * batches, 2 * (tokens * batches + weights)
 
 
-def _numbers(spec: Mapping[str, Any]) -> tuple[int, ...]:
-    return (spec.get("layers", 1), *spec["grid"], spec["width"], spec.get("copies", 1))
-
-
-def _row(common: Mapping[str, Any], setting: Setting, block: str, address: str, **own: Any) -> Row:
+def blank_row(common: Mapping[str, Any], setting: Setting, block: str, address: str, **own: Any) -> Row:
     """A row with every field of the schema, in order; what does not apply is null."""
     blank = dict.fromkeys(_FIELDS)
     given = {"block": block, "address": address, "backend": "eager", "dtype": setting.dtype, "mode": setting.mode}
@@ -201,7 +231,7 @@ _FIELDS = (
 
 
 def _ceiling_row(common: Mapping[str, Any], setting: Setting, ceiling: Ceiling, when: str) -> Row:
-    return _row(
+    return blank_row(
         common,
         setting,
         "ceiling",

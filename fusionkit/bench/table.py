@@ -38,18 +38,25 @@ def _ratio(ratio: Mapping[str, Any]) -> str:
     return f"{ratio['p50']:.3g} ({ratio['p25']:.3g}-{ratio['p75']:.3g})"
 
 
-def explanation(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the columns mean, in lines that stand under the table."""
+def explanation(rows: Sequence[Mapping[str, Any]], *, brief: bool = False) -> list[str]:
+    """What the columns mean, in lines that stand under the table; `brief` is for the summary's."""
     first = rows[0]
     ceil = first["ceil"]
-    lines = [
-        f"{first['device']} ({first['kind']}, {first['threads']} threads), torch {first['torch']}, {first['dtype']}, "
-        f"mode {first['mode']}",
-        f"limits measured in this run: {ceil['tflops'] * 1e3:.1f} GFLOP/s (matrix product), {ceil['gbps']:.1f} GB/s (copy)",
+    meanings = [
         "time / ours: paired per round, median (quartiles); above 1 is slower than fusionkit",
         "of limit: least time for the block's products and bytes at these limits, over the measured time",
         "peak: memory of one call above weights and inputs; maps: orthogonal maps evaluated in one call; "
         "error: norm-relative, against float64",
+    ]
+    if brief:
+        meanings = [
+            "of limit: least time for its products and bytes at these limits, over the measured; --details for all"
+        ]
+    lines = [
+        f"{first['device']} ({first['kind']}, {first['threads']} threads), torch {first['torch']}, {first['dtype']}, "
+        f"mode {first['mode']}",
+        f"limits measured in this run: {ceil['tflops'] * 1e3:.1f} GFLOP/s (matrix product), {ceil['gbps']:.1f} GB/s (copy)",
+        *meanings,
     ]
     after = {row["variant"]: row for row in rows if row["block"] == "ceiling" and row["address"] == "after"}
     if len(after) == 2:

@@ -7,10 +7,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from fusionkit.bench.work import Work
+
+class Timed(Protocol):
+    """What can be timed: `prepare` before each call, `call` for the time."""
+
+    def prepare(self) -> None: ...
+
+    def call(self) -> object: ...
+
 
 MIN_SECONDS = 0.03
 """How long a variant is called in each round, at least."""
@@ -37,7 +45,7 @@ class Quartiles:
         return {name: round(getattr(self, name), 6) for name in ("p25", "p50", "p75")}
 
 
-Timer = Callable[[Work], float]
+Timer = Callable[[Timed], float]
 
 
 def timer(device: torch.device) -> Timer:
@@ -45,7 +53,7 @@ def timer(device: torch.device) -> Timer:
     if device.type == "cuda":
         flush = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
 
-        def timed(work: Work) -> float:
+        def timed(work: Timed) -> float:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             work.prepare()
             flush.zero_()
@@ -57,7 +65,7 @@ def timer(device: torch.device) -> Timer:
 
         return timed
 
-    def clocked(work: Work) -> float:
+    def clocked(work: Timed) -> float:
         work.prepare()
         before = time.perf_counter()
         work.call()
@@ -67,32 +75,36 @@ def timer(device: torch.device) -> Timer:
 
 
 def run_rounds(
-    works: Mapping[str, Work],
+    works: Mapping[str, Timed],
     rounds: int,
     time_once: Timer,
     on_round: Callable[[int], None] = lambda done: None,
     seed: int = 0,
+    seconds: float | None = None,
 ) -> dict[str, list[float] | Exception]:
     """Seconds of every variant, one number a round; or the error that ended it.
 
-    A variant that fails in one round takes no part in later ones.
+    A variant that fails in one round takes no part in later ones. After `seconds` no other round begins.
     """
     order = random.Random(seed)
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[str, list[float]] = {name: [] for name in works}
+    began = time.monotonic()
     failed: dict[str, Exception] = {}
     for number in range(rounds):
+        if number and seconds is not None and time.monotonic() - began > seconds:
+            break
         names = [name for name in works if name not in failed]
         order.shuffle(names)
         for name in names:
             try:
-                seconds[name].append(_visit(works[name], time_once))
+                times[name].append(_visit(works[name], time_once))
             except Exception as error:  # whatever a variant raises becomes its row; the others go on
                 failed[name] = error
         on_round(number + 1)
-    return {name: failed.get(name, values) for name, values in seconds.items()}
+    return {name: failed.get(name, values) for name, values in times.items()}
 
 
-def _visit(work: Work, time_once: Timer) -> float:
+def _visit(work: Timed, time_once: Timer) -> float:
     """The median of several calls, or of one that is long; short ones are called once for nothing first."""
     first = time_once(work)
     if first >= MIN_SECONDS:

@@ -4,59 +4,44 @@ from __future__ import annotations
 
 import json as json_text
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fusionkit.cli.bench_options import Device, Dtype, Mode
 from fusionkit.cli.options import PluginOption, SetOption, load_plugins, open_recipe
 from fusionkit.cli.output import emit, note, table
 from fusionkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from fusionkit.bench.case import Case, LeftOut
+    from fusionkit.bench.case import AnyCase, LeftOut
     from fusionkit.bench.run import Progress
-
-
-class Mode(StrEnum):
-    """What is timed."""
-
-    fwd = "fwd"
-    fwdbwd = "fwdbwd"
-    step = "step"
-
-
-class Dtype(StrEnum):
-    """What it is timed in."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Device(StrEnum):
-    """Where."""
-
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def command(
     blocks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FAMILY/NAME]...", help="Blocks or whole families; with --recipe, its steps."),
+        typer.Argument(
+            metavar="[FAMILY/NAME]...",
+            help="Blocks or whole families; with --recipe, its addresses, types or `vision`.",
+        ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Measure the steps of a recipe, on its shapes.")
+        list[str] | None,
+        typer.Option("--recipe", help="Measure a recipe's blocks and its vision side, on its shapes."),
     ] = None,
     shape: Annotated[
         str,
         typer.Option(
-            "--shape", help="layers=, grid=HxW, width=, crops=, memory_grid=, memory_width=; crops= only with --recipe."
+            "--shape",
+            help="layers=, grid=HxW, width=, crops=, memory_grid=, memory_width=, text=; crops= only with --recipe.",
         ),
     ] = "",
+    crops: Annotated[int | None, typer.Option("--crops", min=1, help="The same as --shape crops=N.")] = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Type of tokens and weights.")] = Dtype.fp32,
     mode: Annotated[
         Mode,
@@ -72,8 +57,29 @@ def command(
             help="A peer, another FAMILY/NAME, or none; all peers by default. May be repeated.",
         ),
     ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            help="Run our block so, too: sdpa, eager, xformers, flex; flash, efficient, cudnn, math (SDPA's kernels); "
+            "compile; graph. May be repeated.",
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.cpu,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often every variant is visited.")] = 5,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="Begin no other round of a case after so long.")
+    ] = 60,
+    answers: Annotated[
+        str | None,
+        typer.Option(
+            "--answers",
+            metavar="10,30,65",
+            help="End to end instead: time to the first token and for answers of so many, ratios to the first --recipe.",
+        ),
+    ] = None,
+    details: Annotated[bool, typer.Option("--details", help="A line for every variant, of several cases too.")] = False,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE.jsonl", help="Store every row, one JSON a line.")
     ] = None,
@@ -85,38 +91,47 @@ def command(
 
     A matrix product and a copy are measured first: the limits. Variants are visited in shuffled rounds; the block runs
     twice, which shows the noise. What fails or cannot be compared is a row too. Without --recipe, --set changes options
-    of the block. Exit code 1 if any row failed.
+    of the block. Weights are random: nothing is downloaded. Exit code 1 if any row failed.
 
     \b
     Examples:
+      fusionkit bench --recipe tiny --json tiny.jsonl --plot tiny.png
+      fusionkit bench --recipe come_vl vision streams.semantic --crops 1
       fusionkit bench mixers/orthogonal --shape layers=27,grid=24x24,width=1152
       fusionkit bench mixers/orthogonal --set share=encoder --mode step --against torch_orthogonal
-      fusionkit bench rope_cross_attention --shape grid=24x24,width=1152,memory_grid=14x14 --set heads=9
-      fusionkit bench --recipe tiny --json tiny.jsonl --plot tiny.png
+      fusionkit bench rope_cross_attention --shape grid=24x24,width=1152,memory_grid=14x14 --set heads=9 --backend eager
       fusionkit bench acme.temper --plugin ./my_block.py --rounds 9
+      fusionkit bench --recipe molmo_siglip2 --recipe come_vl --answers 10,30,65 --device cuda --dtype bf16
     """
     # Read when torch's profiler loads; it would warn of every GPU that is not there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     load_plugins(plugin)
     from fusionkit.bench.plot import check_plot, draw
     from fusionkit.bench.run import run
-    from fusionkit.bench.table import COLUMNS, NUMBERS, cells, explanation
     from fusionkit.bench.variants import Setting
 
     if plot is not None:
         check_plot(plot)
-    cases, left_out = _cases(blocks or [], recipe, shape, set)
-    rows: list[dict[str, Any]] = []
     setting = Setting(mode.value, dtype.value, device.value)
+    if answers is not None:
+        _end_to_end(recipe or [], answers, crops, setting, rounds, json, set)
+        return
+    cases, left_out = _cases(blocks or [], recipe or [], shape, crops, set)
+    rows: list[dict[str, Any]] = []
     with _progress() as on_progress, _sink(json) as store:
         for row in run(
-            cases, setting, left_out=left_out, rounds=rounds, against=against or (), on_progress=on_progress
+            cases,
+            setting,
+            left_out=left_out,
+            rounds=rounds,
+            seconds=seconds or None,
+            against=against or (),
+            backends=backend or (),
+            on_progress=on_progress,
         ):
             store(row)
             rows.append(row)
-    table(COLUMNS, [cells(row) for row in rows], right=NUMBERS)
-    for line in explanation(rows):
-        emit(line)
+    _show(rows, details or len(cases) == 1)
     if plot is not None:
         draw(rows, plot)
         note(f"wrote {plot}")
@@ -124,22 +139,43 @@ def command(
         raise typer.Exit(1)
 
 
+def _show(rows: Sequence[dict[str, Any]], in_full: bool) -> None:
+    from fusionkit.bench.summary import SUMMARY, SUMMARY_NUMBERS, summary, unmeasured
+    from fusionkit.bench.table import COLUMNS, NUMBERS, cells, explanation
+
+    if in_full:
+        table(COLUMNS, [cells(row) for row in rows], right=NUMBERS)
+    else:
+        table(SUMMARY, summary(rows), right=SUMMARY_NUMBERS)
+        for line in unmeasured(rows):
+            emit(line)
+    for line in explanation(rows, brief=not in_full):
+        emit(line)
+
+
 def _cases(
-    blocks: list[str], recipe: str | None, shape: str, changes: list[str] | None
-) -> tuple[list[Case], list[LeftOut]]:
-    from fusionkit.bench.case import cases_from_names, cases_from_recipe, parse_shape
+    blocks: list[str], recipes: list[str], shape: str, crops: int | None, changes: list[str] | None
+) -> tuple[Sequence[AnyCase], list[LeftOut]]:
+    from fusionkit.bench.cases import cases_from_names, cases_from_recipe
+    from fusionkit.bench.shape import parse_shape
 
     wanted = parse_shape(shape)
-    if recipe is not None:
+    if crops is not None:
+        if "crops" in shape:
+            raise UsageError(f"--crops {crops} and --shape {shape}: give the crops once")
+        wanted = replace(wanted, crops=crops)
+    if len(recipes) > 1:
+        raise UsageError("several --recipe are compared end to end: add --answers 10,30,65, or name one recipe")
+    if recipes:
         if shape and [part.split("=")[0].strip() for part in shape.split(",")] != ["crops"]:
             raise UsageError(f"--shape {shape}: a recipe has its own shapes; only crops= can be given with --recipe")
-        return cases_from_recipe(open_recipe(recipe, changes), wanted.crops, blocks)
+        return cases_from_recipe(open_recipe(recipes[0], changes), wanted.crops, blocks)
     if not blocks:
         raise UsageError(
             "name a block, a family or a recipe, for example `fusionkit bench mixers` or "
             "`fusionkit bench --recipe tiny` (`fusionkit list` shows all blocks)"
         )
-    return cases_from_names(blocks, wanted, _options(changes)), []
+    return cases_from_names(blocks, wanted, _options(changes))
 
 
 def _options(changes: list[str] | None) -> dict[str, Any]:
@@ -151,8 +187,37 @@ def _options(changes: list[str] | None) -> dict[str, Any]:
     return found
 
 
+def _end_to_end(
+    recipes: list[str],
+    answers: str,
+    crops: int | None,
+    setting: Any,
+    rounds: int,
+    json: Path | None,
+    changes: list[str] | None,
+) -> None:
+    """`--answers`: whole models, from pixels to the last token."""
+    from fusionkit.bench.answers import answer_table, parse_lengths, run_answers
+
+    if not recipes:
+        raise UsageError(
+            "--answers: name recipes to compare, the reference first (--recipe molmo_siglip2 --recipe come_vl)"
+        )
+    lengths = parse_lengths(answers)
+    loaded = [open_recipe(recipe, changes) for recipe in recipes]
+    rows = []
+    with _progress() as on_progress, _sink(json) as store:
+        for row in run_answers(loaded, setting, lengths, crops, rounds, on_progress):
+            store(row)
+            rows.append(row)
+    columns, lines = answer_table(rows, lengths)
+    table(columns, lines, right=frozenset(columns) - {"recipe", "note"})
+    if any(row["status"] == "fail" for row in rows):
+        raise typer.Exit(1)
+
+
 @contextmanager
-def _sink(path: Path | None) -> Iterator[Any]:
+def _sink(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Writes rows as they come, so that an interrupted run keeps what it has measured."""
     if path is None:
         yield lambda row: None

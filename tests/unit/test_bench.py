@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.bench import timing, variants
-from fusionkit.bench.case import Shape, cases_from_names, cases_from_recipe, parse_shape
+from fusionkit.bench.case import Case
+from fusionkit.bench.cases import cases_from_names, cases_from_recipe
 from fusionkit.bench.counting import count
 from fusionkit.bench.peers import PEERS, Peer, UnsuitableError
 from fusionkit.bench.run import Row, costs, run
+from fusionkit.bench.shape import Shape, parse_shape
 from fusionkit.bench.subject import build_awake, make_arguments
 from fusionkit.bench.table import COLUMNS, cells, markdown
 from fusionkit.bench.timing import Quartiles, paired_ratios, run_rounds
@@ -29,6 +31,7 @@ from fusionkit.cli.main import run as run_command
 from fusionkit.errors import NumericsError, ShapeError, UnknownBlockError, UsageError
 from fusionkit.geometry import Grid
 from fusionkit.ops.orthogonal import skew_matrix
+from fusionkit.plugin import FAMILIES, STEP_FAMILIES
 from fusionkit.recipe import load_recipe
 
 SHAPE = Shape(layers=3, grid=Grid(4, 4), width=16, memory_grid=Grid(3, 3), memory_width=8)
@@ -40,12 +43,16 @@ FIELDS = {
 }
 
 
+def cases_of(name: str, options: dict[str, Any] | None = None, shape: Shape = SHAPE) -> list[Case]:
+    return cases_from_names([name], shape, options)[0]
+
+
 def measured(
     name: str, mode: str = "fwd", *, rounds: int = 1, against: Sequence[str] = (), **options: Any
 ) -> list[Row]:
     """A tiny run of one block."""
     dtype = options.pop("dtype", "fp32")
-    cases = cases_from_names([name], SHAPE, options)
+    cases = cases_of(name, options)
     return list(run(cases, Setting(mode, dtype), rounds=rounds, against=against, ceiling_scale=0.01))
 
 
@@ -91,7 +98,7 @@ def test_peak_memory_is_what_one_call_allocates() -> None:
 
 
 def test_costs_follow_from_the_plan() -> None:
-    (case,) = cases_from_names(["mixers/orthogonal"], Shape(layers=3, grid=Grid(4, 4), width=16, crops=2))
+    (case,) = cases_of("mixers/orthogonal", shape=Shape(layers=3, grid=Grid(4, 4), width=16, crops=2))
     products = 2 * 3 * 16 * 16 * 16 * 2
     params = 3 * 16 * 15 // 2 + 3 + 2 * 3 * 16
     tokens = 2 * (3 + 1) * 16 * 16
@@ -131,16 +138,16 @@ def test_half_precision_is_compared_too() -> None:
 
 
 def test_skew_is_moved_to_a_trained_size_and_gates_are_open() -> None:
-    case = cases_from_names(["mixers/orthogonal"], Shape(layers=2, width=96))[0]
+    (case,) = cases_of("mixers/orthogonal", shape=Shape(layers=2, width=96))
     skew: Any = build_awake(case).maps.skew  # type: ignore[union-attr]
     norms = torch.linalg.matrix_norm(skew_matrix(skew.detach(), 96), ord=2)
     assert bool(((norms > 0.7) & (norms < 1.3)).all()), norms
-    gate: Any = build_awake(cases_from_names(["rope_cross_attention"], SHAPE)[0]).gate
+    gate: Any = build_awake(cases_of("rope_cross_attention")[0]).gate
     assert gate.tolist() == [0.5]
 
 
 def test_torch_is_not_flattered_by_maps_at_zero() -> None:
-    (case,) = cases_from_names(["mixers/orthogonal"], SHAPE)
+    (case,) = cases_of("mixers/orthogonal")
     peer = next(each for each in variants_of(case, Setting()) if each.name == "torch_orthogonal")
     module: Any = prepare(peer, Setting()).module
     for projection in module.projections:
@@ -148,7 +155,7 @@ def test_torch_is_not_flattered_by_maps_at_zero() -> None:
 
 
 def test_inputs_are_random_and_repeatable() -> None:
-    (case,) = cases_from_names(["mixers/orthogonal"], SHAPE)
+    (case,) = cases_of("mixers/orthogonal")
     first, second = (make_arguments(case, torch.float32, torch.device("cpu"))["input"] for _ in range(2))
     assert all(torch.equal(a, b) and a.std() > 0.8 for a, b in zip(first, second, strict=True))
 
@@ -273,21 +280,31 @@ def test_wrong_shapes_are_explained(text: str, message: str) -> None:
 
 
 def test_a_family_stands_for_its_blocks() -> None:
-    names = [case.name for case in cases_from_names(["mixer", "pooler/average_pool"], SHAPE)]
+    names = [case.name for case in [*cases_of("mixer"), *cases_of("pooler/average_pool")]]
     assert {"mixers/orthogonal", "mixers/channel_concat", "poolers/average_pool"} <= set(names)
 
 
-def test_every_step_block_can_be_measured() -> None:
-    shape = Shape(layers=3, grid=Grid(4, 4), width=16)
-    cases = cases_from_names(["mixers", "poolers", "connectors", "adapters"], shape)
-    rows = list(run(cases, Setting(), rounds=1, against=["none"], ceiling_scale=0.01))
-    assert {row["status"] for row in rows} == {"ok"}, [row["reason"] for row in rows if row["reason"]]
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_can_be_measured(family: str) -> None:
+    shape = Shape(layers=3, grid=Grid(4, 4), width=16, crops=2, text=48)
+    cases, left_out = cases_from_names([family], shape)
+    small = [case for case in cases if case.costs.params < 2_000_000]
+    assert small
+    rows = list(run(small, Setting(), left_out=left_out, rounds=1, against=["none"], ceiling_scale=0.01))
+    for row in rows:
+        if row["status"] != "ok":
+            assert row["status"] == "skip", row["reason"]
+            assert row["reason"]
+    measured = {row["address"] for row in rows if row["variant"] == "fusionkit" and row["status"] == "ok"}
+
+    if family in STEP_FAMILIES:
+        assert measured == {case.name for case in cases}
+    assert measured
 
 
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("encoders/timm", {}, UsageError, "encoders are not measured yet"),
         ("mixers/orthogonall", {}, UnknownBlockError, "did you mean 'orthogonal"),
         ("mixers/orthogonal", {"share": "all"}, UsageError, "mixers/orthogonal: share: Input should be 'layer' or"),
         ("rope_cross_attention", {"heads": 5}, ShapeError, "5 heads do not divide the query width 16"),
@@ -295,21 +312,26 @@ def test_every_step_block_can_be_measured() -> None:
 )
 def test_wrong_cases_are_explained(name: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
-        cases_from_names([name], SHAPE, options)
+        cases_of(name, options)
 
 
 def test_a_recipe_gives_its_steps_on_its_shapes() -> None:
     cases, left_out = cases_from_recipe(load_recipe("builtin:tiny"), crops=2)
+    assert not left_out
     assert [case.name for case in cases] == [
+        "streams.semantic.encoder",
         "streams.semantic.steps.mix",
+        "streams.spatial.encoder",
         "streams.spatial.steps.mix",
         "fusion.align",
         "fusion.project",
         "fusion.place",
+        "injectors.visual",
+        "language_model",
+        "vision",
     ]
-    assert cases[0].shape["inputs"]["input"]["width"] == 64
-    assert cases[0].crops == 2
-    assert {part.name for part in left_out} >= {"streams.semantic.encoder", "language_model"}
+    assert cases[1].shape["inputs"]["input"]["width"] == 64
+    assert {case.crops for case in cases} == {2}
     assert len(cases_from_recipe(load_recipe("builtin:tiny"), only=["orthogonal"])[0]) == 2
     with pytest.raises(UsageError, match=r"has no block 'fusion\.pool'; it has streams\.semantic"):
         cases_from_recipe(load_recipe("builtin:tiny"), only=["fusion.pool"])
