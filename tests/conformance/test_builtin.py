@@ -12,6 +12,7 @@ DATA = Path(__file__).parent / "data"
 EXAMPLES = {
     "datasets/coco_boxes": [{"annotations": str(DATA / "coco" / "instances.json")}],
     "datasets/jsonl": [{"path": str(DATA / "mine.jsonl")}],
+    "datasets/llava": [{"path": str(DATA / "llava.json")}],
     "datasets/refcoco": [
         {"root": str(DATA / "refcoco"), "split": "train"},
         {"root": str(DATA / "refcoco"), "splits": ["val", "testA", "testB"]},

@@ -88,6 +88,14 @@ class JsonlConfig(DatasetConfig):
     )
 
 
+class LlavaConfig(DatasetConfig):
+    """Conversations in LLaVA's format: a JSON list, or one object per line, and a folder of pictures."""
+
+    type: Literal["llava"] = "llava"
+    path: str = Field(min_length=1, description="The .json or .jsonl file.")
+    images: str | None = Field(None, description="Folder of the pictures; that of the file if not given.")
+
+
 class RefcocoConfig(DatasetConfig):
     """Referring expressions (RefCOCO, RefCOCO+, RefCOCOg) from local files."""
 
@@ -176,6 +184,16 @@ JSONL = BlockSpec(
     factory="fusionkit.blocks.datasets.jsonl:JsonlDataset",
     summary="Your own pictures and conversations, with boxes and points in pixels.",
     examples=({"path": "data/mine.jsonl"},),
+)
+
+LLAVA = BlockSpec(
+    api=API_VERSION,
+    family="datasets",
+    config=LlavaConfig,
+    factory="fusionkit.blocks.datasets.llava:Llava",
+    summary="Conversations in LLaVA's format, with one picture, several or none.",
+    paper="arXiv 2304.08485",
+    examples=({"path": "data/llava.json", "images": "data/images"},),
 )
 
 REFCOCO = BlockSpec(
