@@ -41,8 +41,12 @@ def picture_outcome(
     lines: Sequence[str],
     frame: Frame,
     show: int,
+    before: Sequence[Section] = (),
 ) -> Outcome:
-    """Write a sheet per picture, one at a time, and gather the page: its first `show` sheets are inside it."""
+    """Write a sheet per picture, one at a time, and gather the page: its first `show` sheets are inside it.
+
+    `before` are sections that stand above them.
+    """
     folder = frame.output / SHEETS
     folder.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
@@ -59,7 +63,7 @@ def picture_outcome(
         frame.progress(f"{name} sheets", done, len(photos))
     count = f"{len(photos)} picture{'s' * (len(photos) != 1)}"
     rest = "" if len(photos) <= show else f", the first {show} here, all in the folder {SHEETS}"
-    sections = [Section("What is shown", [explanation], tables=tables), Section("Pictures", figures=figures)]
+    sections = [*before, Section("What is shown", [explanation], tables=tables), Section("Pictures", figures=figures)]
     data = {
         "analysis": name,
         "images": len(photos),

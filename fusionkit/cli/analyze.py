@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fusionkit.cli.analyze_correspond import correspond
 from fusionkit.cli.analyze_entropy import entropy
 from fusionkit.cli.analyze_gates import gates
 from fusionkit.cli.analyze_gradcam import gradcam
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in (entropy, rollout, pca, gradcam, redundancy, probe, gates):
+for verb in (entropy, rollout, pca, gradcam, redundancy, probe, gates, correspond):
     app.command(no_args_is_help=True)(verb)
 
 
