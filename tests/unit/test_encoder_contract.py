@@ -144,3 +144,22 @@ def test_a_wide_picture_keeps_its_shape_and_only_its_tokens_count(layers_streame
     inside = tokens.valid_BN
     assert torch.allclose(tokens.x_BND[inside], again.x_BND[inside], atol=1e-6)
     assert not torch.allclose(tokens.x_BND[~inside], again.x_BND[~inside], atol=1e-2)
+
+
+def test_kept_features_are_told_apart_by_coverage(tmp_path: Path) -> None:
+    from fusionkit.train.features import KeptLayers
+
+    torch.manual_seed(0)
+    model = fusionkit.build(fusionkit.load_recipe(odd("test.naflex"))).eval()
+    encoder, plan = model.streams["only"].encoder, model.plan.streams["only"]
+    kept = KeptLayers(encoder, plan, tmp_path)
+    pixels = torch.randn(2, 3, 32, 32)
+    left = torch.ones(2, 4, 4)
+    left[:, :, 2:] = 0
+    with torch.no_grad():
+        for coverage in (None, torch.ones(2, 16), left.flatten(1)):
+            expected = encoder.forward_layers(pixels, plan.layers, coverage_BN=coverage)
+            for _ in ("computed", "read"):
+                found = kept(pixels, plan.layers, coverage_BN=coverage)
+                assert all(map(torch.equal, found, expected))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 6
