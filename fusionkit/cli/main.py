@@ -72,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
             with explained(show_traceback):
                 import_module(VERBS[verb].module).main(rest)
         finally:
-            if arguments is None:
+            if arguments is None and "torch" not in sys.modules:
                 gc.freeze()  # or the interpreter looks through everything once more before it ends
         return
     from fusionkit.cli.app import make_app
