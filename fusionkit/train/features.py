@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +72,20 @@ class KeptLayers:
             save_file({LAYERS: made_LND.contiguous().cpu()}, staging)
             staging.rename(file)
         except (OSError, SafetensorError) as error:
-            staging.unlink(missing_ok=True)
+            with suppress(OSError):
+                staging.unlink()
             raise DataError(
                 f"{file}: cannot be written ({getattr(error, 'strerror', None) or error}); free space there, or train without --features"
             ) from error
 
 
 @contextmanager
-def keep_features(model: FusionVLM, folder: Path, sharded: bool) -> Iterator[None]:
+def keep_features(
+    model: FusionVLM, folder: Path, sharded: bool, say: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
     """Inside, encoders that do not learn read and keep their layers in `folder`.
 
-    Raises UsageError when every encoder learns, or the model is divided among processes.
+    `say` is told when there is none. Raises UsageError when the model is divided among processes.
     """
     if sharded:
         raise UsageError("--features cannot be used with --shard fsdp2: its processes must run every block together")
@@ -92,9 +95,7 @@ def keep_features(model: FusionVLM, folder: Path, sharded: bool) -> Iterator[Non
         if not any(parameter.requires_grad for parameter in stream.encoder.parameters())  # type: ignore[union-attr]
     }
     if not frozen:
-        raise UsageError(
-            "--features: every encoder learns in this stage, so there is nothing to keep; freeze one, or leave it out"
-        )
+        say("every encoder learns in this stage, so --features keeps nothing")
     try:
         for name, stream in frozen.items():
             stream.encoder.forward_layers = KeptLayers(stream.encoder, model.plan.streams[name], folder)  # type: ignore[union-attr]

@@ -31,7 +31,7 @@ from fusionkit.recipe.plan import Plan
 from fusionkit.recipe.plan import plan as plan_recipe
 from fusionkit.train import partial as kept
 from fusionkit.train import sharding, world
-from fusionkit.train.execution import Execution
+from fusionkit.train.execution import Execution, check_trackers
 from fusionkit.train.groups import AuditRow
 from fusionkit.train.partial import LOG_FILE, SAVING, SKIPPED_FILE, has_progress, partial_of
 from fusionkit.train.progress import StopOnSignal
@@ -87,14 +87,14 @@ def train(
     output, started = Path(output), time.monotonic()
     with asking_libraries():
         planned = plan_recipe(recipe)  # before anything of an earlier run is replaced
+    execution = execution or Execution()
+    check_trackers(execution.report_to)
     world.join()
     if resume and output.exists():
         return _tidy_finished(output, started)
     partial = _open(recipe, output, resume=resume, overwrite=overwrite)
     with StopOnSignal() as stop:
-        run = Run(
-            partial, settings, execution or Execution(), resume, stop, stop_after, say or (lambda _: None), on_stage
-        )
+        run = Run(partial, settings, execution, resume, stop, stop_after, say or (lambda _: None), on_stage)
         try:
             done = _train_stages(run, planned, output)
         except Exception:

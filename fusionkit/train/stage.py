@@ -99,7 +99,7 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
         elif world.size() > 1:
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(wrapped, sharding.skew_names(wrapped))
         if run.execution.features is not None:
-            handles.enter_context(keep_features(model, run.execution.features, sharded))
+            handles.enter_context(keep_features(model, run.execution.features, sharded, run.say))
         rates = settings.learning_rates if stage.learning_rates is None else stage.learning_rates
         assigned = assign(model, wrapped.objectives, optimizer, rates, new_rows=bool(new_ids))
         if run.on_stage is not None and world.is_main():
