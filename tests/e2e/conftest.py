@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,3 +133,29 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = folder / "small.yaml"
     recipe.write_text(SMALL, encoding="utf-8")
     return train(load_recipe(recipe), folder / "small").folder
+
+
+@pytest.fixture(scope="session")
+def in_browser() -> Callable[[Path, str], Any]:
+    """`in_browser(page, script)`: what a script returns in a page that headless Chromium has loaded, with no network."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+
+    def load(page: Path, script: str) -> Any:
+        whole = page.read_text(encoding="utf-8")
+        harness = page.with_name("in_browser.html")
+        act = f"<script>addEventListener('load', () => {{ document.title = JSON.stringify((() => {{ {script} }})()); }})</script>"
+        harness.write_text(whole.replace("</body>", f"{act}</body>"), encoding="utf-8")
+        done = subprocess.run(
+            [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", harness.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+        assert found, done.stdout[:500]
+        return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+    return load

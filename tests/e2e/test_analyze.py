@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,6 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
 
 PLUGIN = """
 from typing import Literal
@@ -72,24 +67,6 @@ def hour_old(tmp_path: Path) -> Path:
     path = tmp_path / "hour_old.py"
     path.write_text(PLUGIN)
     return path
-
-
-def in_browser(page: Path, script: str) -> Any:
-    """What a script returns in a page that headless Chromium has loaded, with no network."""
-    whole = page.read_text(encoding="utf-8")
-    harness = page.with_name("in_browser.html")
-    act = f"<script>addEventListener('load', () => {{ document.title = JSON.stringify((() => {{ {script} }})()); }})</script>"
-    harness.write_text(whole.replace("</body>", f"{act}</body>"), encoding="utf-8")
-    done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", harness.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
-    assert found, done.stdout[:500]
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
 
 
 def test_from_an_hour_old_encoder_to_a_recipe_that_uses_it(
@@ -231,8 +208,9 @@ def test_sheets_of_rollout_pca_and_gradcam(fusionkit: Callable[..., Any], photos
     assert (out / "rollout.html").read_text().count("<img") == 3
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_the_report_in_a_browser(fusionkit: Callable[..., Any], photos: Path, tmp_path: Path) -> None:
+def test_the_report_in_a_browser(
+    fusionkit: Callable[..., Any], in_browser: Callable[[Path, str], Any], photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     assert fusionkit("analyze", "entropy", "small_vit,depth=12", photos, "-o", out).code == 0
     assert fusionkit("analyze", "pca", "small_vit", photos, "-o", out).code == 0
