@@ -42,12 +42,12 @@ def test_scores_of_the_shipped_checkpoint(title: str, scores: list[dict[str, obj
 @pytest.mark.parametrize(
     ("title", "name"),
     [
-        ("`tiny`: both, fused", "tiny"),
+        ("`tiny_demo`: both, fused", "tiny_demo"),
         ("`tiny_semantic` alone", "tiny_semantic"),
         ("`tiny_spatial` alone", "tiny_spatial"),
-        ("fused minus semantic, paired", "tiny minus tiny_semantic"),
-        ("fused minus spatial, paired", "tiny minus tiny_spatial"),
-        ("fused, shown the wrong picture", "tiny, wrong picture"),
+        ("fused minus semantic, paired", "tiny_demo minus tiny_semantic"),
+        ("fused minus spatial, paired", "tiny_demo minus tiny_spatial"),
+        ("fused, shown the wrong picture", "tiny_demo, wrong picture"),
     ],
 )
 def test_fused_against_single_encoders(title: str, name: str) -> None:
