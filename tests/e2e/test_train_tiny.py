@@ -1,4 +1,4 @@
-"""Training `tiny` through the public road: a checkpoint comes out, and interruptions change nothing."""
+"""Training `tiny_demo` through the public road: a checkpoint comes out, and interruptions change nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STEPS = 4 + 6
 
 
 def short(*changes: str) -> Recipe:
-    return fusionkit.load_recipe("builtin:tiny", set=SHORT + changes)
+    return fusionkit.load_recipe("builtin:tiny_demo", set=SHORT + changes)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ def test_interrupted_and_resumed_it_ends_at_the_same_weights(
 def start(folder: Path) -> subprocess.Popen[str]:
     changes = [part for change in (*SHORT, "train.stages.answers.steps=400") for part in ("--set", change)]
     return subprocess.Popen(
-        [str(Path(sys.executable).with_name("fusionkit")), "train", "tiny", "-o", str(folder), *changes],
+        [str(Path(sys.executable).with_name("fusionkit")), "train", "tiny_demo", "-o", str(folder), *changes],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
