@@ -15,7 +15,8 @@ The shape of every subcommand, so that a new one is one module of work and one o
    depend on; the encoder's config and a digest of its weights are added) must match, else it is an error. Progress is
    `frame.progress(what, done, total)`.
 4. What is over all pictures is made by reading the partial results back one by one (`Partial.values`) into `Running`
-   means; nothing holds all pictures. What needs a basis first (PCA) fits it on a stated sample of pictures.
+   means; nothing holds all pictures. What is a sum over all tokens (Gram matrices, normal equations) is kept in `sums.Sums`,
+   saved and resumed as one file of matrices that do not grow. What needs a basis first (PCA) fits it on a stated sample of pictures.
 5. The result is an `Outcome`: `data` (the JSON report), `files` (relative name -> text or bytes: JSON, PNG and SVG of
    every figure, `NAME.html`: analyses may share a folder), `lines` and `tables` for a terminal, and `fragment`, the lines of a recipe that `--paste`
    prints. Figures come from `curves` (matplotlib) or `sheet` (pictures in rows and columns); the page from

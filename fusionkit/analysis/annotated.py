@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fusionkit.analysis.photos import Photo
-from fusionkit.analysis.subjects import _split
+from fusionkit.analysis.subjects import split_options
 from fusionkit.errors import DataError, RecipeError, RecipeValidationError, UsageError
 from fusionkit.geometry import Frame, Grid
 from fusionkit.model.parts import build_object
@@ -52,7 +52,7 @@ class Annotated:
 
 def open_data(words: str) -> Annotated:
     """What `NAME` or `NAME,KEY=VALUE,...` names. Raises UsageError and what the dataset's config and opening raise."""
-    name, *options = _split(words)
+    name, *options = split_options(words)
     if wrong := [option for option in options if "=" not in option]:
         raise UsageError(f"{words}: '{wrong[0]}' is not KEY=VALUE; for example {name},seed=3")
     config = _config(words, name, options)

@@ -77,7 +77,7 @@ def outcome(
     counts = f"trained on {first.trained_on} samples of {data.words}, measured on {first.held_out} others"
     about = Section(
         "Grounding by layer",
-        [f"{name.capitalize()}: {text}." for name, text in EXPLANATION.items()],
+        [f"{name}: {text}." for name, text in EXPLANATION.items()],
         [Figure(figure["png"], "Held-out grounding of linear probes over relative depth; rings mark the best layer")],
     )
     report = {

@@ -109,7 +109,7 @@ def weights_digest(encoder: nn.Module) -> str:
 
 # ------------------------------------------------------------------------------------------------------- resolving
 def _resolve(word: str) -> list[Subject]:
-    name, *options = _split(word)
+    name, *options = split_options(word)
     if name in registry.names("encoders"):
         return [_registered(word, name, options)]
     if options:
@@ -125,7 +125,7 @@ def _resolve(word: str) -> list[Subject]:
     return _of_recipe(name, _recipe_source(name, source), stream)
 
 
-def _split(word: str) -> list[str]:
+def split_options(word: str) -> list[str]:
     """`NAME,K=V,K=V` at the commas that stand in no brackets; raises UsageError for an empty part."""
     parts, depth = [""], 0
     for letter in word:
