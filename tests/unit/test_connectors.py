@@ -289,6 +289,26 @@ def test_released_plan_errors(options, text):
     assert caught.value.field == "heads"
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_released_queries_out_of_reach_still_attend_under_autocast(dtype, backend):
+    """The floor of the mask must not become infinite in float16, where rows of nothing else are 0 or NaN."""
+    module = block(
+        "rope_cross_attention_released", query="a", memory="b", heads=2, width=24, radius=0.05, gate_init=0.5
+    )
+    use_attention_backend(module, backend)
+    query, memory = fakes.tokens(QUERY, 2, 0), fakes.tokens(MEMORY, 2, 1)
+    memory = memory._replace(valid_BN=torch.arange(9).expand(2, -1) < 7)
+    with torch.no_grad():
+        plain = module(query, memory).x_BND
+        with torch.autocast("cpu", dtype):
+            found = module(query, memory).x_BND
+        residual = module.norm_query(module.project_query(query.x_BND))
+    update, expected = found - residual, plain - residual
+    # float16 cannot sink so deep that the differences between logits vanish; without an update this would be 1.
+    assert (update - expected).norm() <= 0.3 * expected.norm()
+
+
 # ------------------------------------------------------------------------- concat, interleave, weighted_sum
 A, B = TokenSpec(Grid(2, 2), 3), TokenSpec(Grid(2, 2), 5)
 ONES, TWOS = TokenSpec(Grid(2, 2), 3), TokenSpec(Grid(2, 2), 3)

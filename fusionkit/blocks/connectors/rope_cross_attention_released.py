@@ -134,10 +134,11 @@ class _Direction(nn.Module):
         """What is added to the logits, broadcasting to [B, H, N, M]; None for nothing."""
         if self.radius is None and self.distance_weight is None and holds.valid_BN is None:
             return None
-        floor = torch.finfo(holds.x_BND.dtype).min / 2
+        floor = torch.finfo(_attention_dtype(holds.x_BND)).min / 2
         bias = places_N2.new_zeros(1, 1, len(places_N2), len(places_M2))
         if self.radius is not None:
-            # A finite floor: a query with no key inside sinks evenly and so attends to all, as the released code does.
+            # A finite floor: a query with no key inside sinks evenly and so attends to all, as the released code does
+            # (in float16, where the floor is nearer, not quite evenly).
             bias = bias.masked_fill(~within_radius(places_N2, places_M2, self.radius), floor)
         if self.distance_weight is not None and self.distance_decay is not None:
             closeness_NM = torch.exp(-self.distance_decay * pairwise_distance(places_N2, places_M2))
@@ -146,6 +147,14 @@ class _Direction(nn.Module):
             # Below the floor, so that what lies outside the radius is still preferred to what is not there.
             bias = bias.masked_fill(~holds.valid_BN[:, None, None, :], 1.5 * floor)
         return bias
+
+
+def _attention_dtype(x_BND: Tensor) -> torch.dtype:
+    """The type the logits will have: what is finite in float32 may be infinite in autocast's float16."""
+    kind = x_BND.device.type
+    if x_BND.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x_BND.dtype
 
 
 def _zero_invalid(tokens: Tokens) -> Tensor:
