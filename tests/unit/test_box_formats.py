@@ -139,6 +139,8 @@ MALFORMED = [
     ("qwen2_5_vl", '{"bbox_2d": [1, 2, 3]}', '{"bbox_2d": [1, 2, 3]}'),
     ("norm1000", '{"bbox_2d": [1, 2, 3, 1001]}', '{"bbox_2d": [1, 2, 3, 1001]}'),
     ("norm1000", '[{"point_2d": [1, 2', '{"point_2d": [1, 2'),
+    ("norm1000", '{"bbox_2d": [1, 2, 3, 4], "bbox_2d": 5}', '{"bbox_2d": [1, 2, 3, 4], "bbox_2d": 5}'),
+    ("norm1000", '{"point_2d": [1, 2], "point\\u005f2d": 7}', '{"point_2d": [1, 2], "point\\u005f2d": 7}'),
     ("paligemma", "<loc0001><loc0002><loc0003> cat", "<loc0001><loc0002><loc0003> cat"),
     ("paligemma", "<loc1024><loc0000>", "<loc1024><loc0000>"),
     ("qwen_vl", "<box>(1,2),(3,1000)</box>", "<box>(1,2),(3,1000)</box>"),
@@ -147,6 +149,8 @@ MALFORMED = [
     ("internvl", "<box>[[0.1, 0.2, 0.3, 0.4]]</box>", "<box>[[0.1, 0.2, 0.3, 0.4]]</box>"),
     ("florence2", "cat<loc_1><loc_2><loc_3>", "cat<loc_1><loc_2><loc_3>"),
     ("florence2", "<loc_1000><loc_2>", "<loc_1000><loc_2>"),
+    # six are no box and a point
+    ("florence2", "cat" + 6 * "<loc_1>", "cat" + 6 * "<loc_1>"),
     ("kosmos2", "<object><patch_index_1024></object>", "<object><patch_index_1024></object>"),
     ("kosmos2", "<object><patch_index_0001>", "<object><patch_index_0001>"),
     ("pix2seq", "<bin_1000><bin_1>", "<bin_1000><bin_1>"),
@@ -259,6 +263,15 @@ def test_molmo_points_agree_with_the_released_parser(case: dict[str, Any]) -> No
     assert [(point.x, point.y) for point in parsed.points] == (
         [pytest.approx(tuple(point)) for point in case["points"]] if tags else []
     )
+
+
+@pytest.mark.parametrize("other", ["null", "5", '"abcd"'])
+def test_a_json_object_is_what_its_array_is(other: str) -> None:
+    """Some models write both fields and fill one."""
+    parsed = make("norm1000").parse(f'{{"bbox_2d": {other}, "point_2d": [500, 250], "label": "eye"}}', VGA)
+    assert (parsed.boxes, parsed.points, parsed.malformed) == ((), (POINT,), ())
+    parsed = make("norm1000").parse(f'{{"bbox_2d": [100, 100, 500, 500], "point_2d": {other}, "label": "cat"}}', VGA)
+    assert (parsed.boxes, parsed.points, parsed.malformed) == ((BOX,), (), ())
 
 
 def test_pairs_of_points_may_be_boxes() -> None:

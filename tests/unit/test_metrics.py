@@ -145,6 +145,7 @@ def test_points_say_what_they_lack() -> None:
         ("100-200", None),
         ("x3", None),
         ("nonetheless", None),
+        (5000 * "9", None),
     ],
 )
 def test_reading_a_count(text: str, number: int | None) -> None:

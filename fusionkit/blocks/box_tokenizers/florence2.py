@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from fusionkit.blocks.box_tokenizers.frame import BoxFormat, Item, Items, checked_label
+from fusionkit.errors import BoxDecodeError
 from fusionkit.geometry import Box, Size
 
 CELLS = 1000
@@ -60,5 +61,7 @@ class Florence2(BoxFormat):
     def read(self, match: re.Match[str], size: Size) -> Iterator[Item]:
         numbers = [int(number) for number in re.findall(r"<loc_([0-9]+)>", match.group())]
         width = 2 if len(numbers) == 2 else 4
+        if len(numbers) % width:
+            raise BoxDecodeError(f"{match.group()[:120]!r}: expected boxes of 4 tokens or one point of 2")
         for at in range(0, len(numbers), width):
             yield self.item(numbers[at : at + width], size, (match[1] or "").strip())

@@ -44,9 +44,10 @@ class JsonFormat(BoxFormat):
                 row = json.loads(piece)
             except ValueError as error:
                 raise BoxDecodeError(f"{piece[:120]!r}: not valid JSON: {error}") from error
-            key = _BOX if _BOX in row else _POINT
+            # Of fields that stand twice JSON keeps the last, so the array that was found may be gone.
+            key = next((key for key in (_BOX, _POINT) if isinstance(row.get(key), list)), None)
             label = row.get("label", "")
-            if len(row[key]) != (4 if key == _BOX else 2) or not isinstance(label, str):
+            if key is None or len(row[key]) != (4 if key == _BOX else 2) or not isinstance(label, str):
                 raise BoxDecodeError(
                     f"{piece[:120]!r}: expected 4 numbers in {_BOX} or 2 in {_POINT}, and text in label"
                 )

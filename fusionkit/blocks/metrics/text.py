@@ -44,11 +44,16 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def read_count(text: str) -> int | None:
-    """The last whole number in a text, in digits or words (`none` and `no` are 0); None without one."""
+    """The last whole number in a text, in digits or words (`none` and `no` are 0); None without one.
+
+    More than 30 digits are a model that repeats itself and no number (Python itself refuses thousands of them).
+    """
     found = _NUMBER.findall(_THOUSANDS.sub("", text))
     if not found:
         return None
     word = found[-1].lower()
+    if len(word) > 30:
+        return None
     return _NUMBERS[word] if word in _NUMBERS else int(word)
 
 
