@@ -107,7 +107,9 @@ def _measure(
     partial = _test(look, held_out, probes, blind, tested)
     summaries, of_blind = summarise(partial.values(held_out))
     if ON not in summaries:
-        raise DataError(f"{data.words}: no held-out sample of {len(held_out)} has a box; ask for more with --samples")
+        raise DataError(
+            f"{data.words}: no held-out sample of {len(held_out)} has a box; take more samples (--samples) or other data"
+        )
     return Measured(subject, layers, len(training), len(held_out), summaries, of_blind)
 
 

@@ -46,9 +46,9 @@ def correspond(
     json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Measure how well tokens of two encoders match by position: nearest neighbours after a linear map.
+    """Match tokens of two encoders by position.
 
-    The map is fitted on half of the pictures and measured on the other, against guessing and against the tokens of
+    Nearest neighbours after a linear map. The map is fitted on half of the pictures and measured on the other, against guessing and against the tokens of
     another picture. Four layers of each, or those asked for.
 
     \b

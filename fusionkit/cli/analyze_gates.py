@@ -37,9 +37,9 @@ def gates(
     json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Read what a model learned to let through: weights of layers, gates, and warnings where a part has died.
+    """Read layer weights and gates of a model.
 
-    With pictures also how far connectors look (against even attention), and how much the fused tokens change without
+    Warns where a part has died. With pictures also how far connectors look (against even attention), and how much the fused tokens change without
     each gate and each stream. With a training log, gates and weights over training.
 
     \b

@@ -51,9 +51,9 @@ def probe(
     json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Measure which layers ground objects: linear probes for box and point on frozen tokens, on held-out pictures.
+    """Measure which layers find objects.
 
-    The probes are solved in closed form, so the numbers depend on no training run. Where the data names its objects,
+    Linear probes for box and point read frozen tokens and are measured on held-out pictures. They are solved in closed form, so the numbers depend on no training run. Where the data names its objects,
     the object is found by its labels first; else the probe is told a patch on it.
 
     \b

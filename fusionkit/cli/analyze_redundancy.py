@@ -28,9 +28,9 @@ def redundancy(
     json: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Measure how alike layers are (linear CKA, cosine), and the rank of their mixture V beside its controls.
+    """Measure how alike layers are.
 
-    V is mixed by a checkpoint's own maps, and by the identity, random rotations and free random matrices. Without
+    Linear CKA and cosine between layers, and the rank of their mixture V beside its controls: V is mixed by a checkpoint's own maps, and by the identity, random rotations and free random matrices. Without
     --layers, all that end a block; where their sums would take over 1 GiB, fewer, evenly spaced.
 
     \b
