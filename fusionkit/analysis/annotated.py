@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -41,13 +42,23 @@ class Annotated:
     labels: tuple[tuple[str, str], ...]
 
     def items(self, count: int) -> list[Photo]:
-        """The first `count` samples by name, or all there are. They have no file: results are by name."""
-        return [Photo(Path(), f"{self.words}[{index}]", 0) for index in range(min(count, len(self.samples)))]
+        """The first `count` samples, or all there are; `bytes` is a checksum of what they say, so that results of a
+        file that has changed since are not taken for those of the new one."""
+        return [
+            Photo(Path(), f"{self.words}[{index}]", _checksum(self.samples[index]))
+            for index in range(min(count, len(self.samples)))
+        ]
 
     def sample(self, item: Photo) -> Sample:
         """The sample of that name. Raises DataError as the dataset does."""
         found: Sample = self.samples[int(item.name.rpartition("[")[2].removesuffix("]"))]
         return found
+
+
+def _checksum(sample: Sample) -> int:
+    things = [(thing.box, sorted(thing.labels.items())) for thing in sample.objects]
+    answers = [turn.boxes for turn in sample.turns]
+    return crc32(repr((sample.size, sample.path, things, answers)).encode())
 
 
 def open_data(words: str) -> Annotated:

@@ -24,7 +24,7 @@ from fusionkit.cli.options import JsonOption, PluginOption, load_plugins
 
 WORDS_HELP = (
     "Encoders (as for `analyze entropy`), then a dataset with boxes: a registered one with options, for example "
-    "`synthetic_scenes,size=96` or `coco_boxes,path=...` (`fusionkit list datasets`)."
+    "`synthetic_scenes,size=96` or `coco_boxes,annotations=...` (`fusionkit list datasets`)."
 )
 
 
@@ -60,7 +60,7 @@ def probe(
     Examples:
       fusionkit analyze probe checkpoint:tiny synthetic_scenes,seed=2 -o report
       fusionkit analyze probe real.dinov2_small synthetic_scenes,size=112 -o report --entropy report/entropy.json
-      fusionkit analyze probe acme.sam coco_boxes,path=instances.json -o report --plugin ./my_encoder.py --paste
+      fusionkit analyze probe acme.sam coco_boxes,annotations=instances.json -o report --plugin ./my_encoder.py --paste
     """
     names, data = split_words(words, "fusionkit analyze probe checkpoint:tiny synthetic_scenes -o report")
     load_plugins(plugin)

@@ -132,6 +132,9 @@ def test_data_is_named_like_an_encoder() -> None:
     items = data.items(100)
     assert [item.name for item in items] == [f"synthetic_scenes,seed=3,samples=5[{index}]" for index in range(5)]
     assert data.sample(items[4]).provenance.row == 4
+    assert [item.bytes for item in items] == [item.bytes for item in data.items(5)]
+    changed = open_data("synthetic_scenes,seed=4,samples=5").items(5)
+    assert {item.bytes for item in items}.isdisjoint(item.bytes for item in changed), "other boxes, other checksum"
     assert ("colour", "red") in data.labels
     with pytest.raises(RecipeValidationError, match="synthetic_scens: type: no dataset called 'synthetic_scens'"):
         open_data("synthetic_scens")
