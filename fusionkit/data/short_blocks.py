@@ -46,7 +46,8 @@ def read_block(family: str, text: str) -> tuple[BlockSpec, BlockConfig]:
         return spec, spec.config.model_validate_json(json.dumps(values))
     except ValidationError as error:
         problems = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"]))) for each in error.errors()
+            ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, "))))
+            for each in error.errors()
         )
         raise UsageError(f"{family.replace('_', ' ').removesuffix('s')} '{text}': {problems}") from error
 

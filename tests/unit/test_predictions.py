@@ -275,6 +275,7 @@ def test_short_blocks(text: str, values: dict[str, Any]) -> None:
         ("pixmo,parts", "expected NAME,SETTING=VALUE, for example pixmo,parts="),
         ("pixmo,root=a,root=b", "root is given twice"),
         ("pixmo,rot=a", "dataset 'pixmo,rot=a': rot: Extra inputs are not permitted"),
+        ("refcoco,root=a", "dataset 'refcoco,root=a': give either"),
     ],
 )
 def test_short_blocks_that_are_wrong(text: str, message: str) -> None:
