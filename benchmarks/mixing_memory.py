@@ -4,7 +4,7 @@
 
 An encoder is played by a loop that makes one random state after the other; each way of mixing them runs once, and the
 peak is the most bytes the allocator held at a time, by its own events, less the one state that every encoder holds.
-Weights are folded before and not counted; counts do not depend on what else the machine does.
+Weights are folded in a call before and not counted; counts do not depend on what else the machine does.
 
 - streamed: the mixer is handed each state as it comes, and lets go of it.
 - list: the states are kept, then summed one by one as the released code does for SigLIP (weights cached).
@@ -76,13 +76,12 @@ class Mixing(nn.Module):
 def measure(share: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     side = options.grid
     stack = LayerStackSpec(tuple(range(1, options.layers + 1)), Grid(side, side), options.width)
-    mixer = fusionkit.create("mixers/orthogonal", stack, share=share).eval()
+    mixer = fusionkit.create("mixers/orthogonal", stack, share=share)
     one = torch.rand(options.crops, side * side, options.width)
-    with torch.no_grad():
-        mixer.fold()
     peaks = {}
     for way in ("alone", "streamed", "list", "stack"):
         work = Work(Mixing(mixer, way), {"input": [one]}, "fwd")
+        work.call()  # folds; what that takes is not part of mixing
         peaks[way] = count(work).peak_bytes
         print(f"{share} {way}: {peaks[way] / 2**20:.1f} MiB", file=sys.stderr)
     state = one.numel() * one.element_size()

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fusionkit.bench.ceilings import measure_ceilings
 from fusionkit.bench.machine import clock, facts, free_bytes
 from fusionkit.bench.run import SCHEMA, Progress, Row, blank_row
 from fusionkit.bench.timing import Quartiles, paired_ratios
@@ -71,6 +72,7 @@ def run_answers(
     crops: int | None = None,
     rounds: int = 5,
     on_progress: Progress = lambda what, done, total: None,
+    ceiling_scale: float = 1.0,
 ) -> Iterator[Row]:
     """Time every recipe in shuffled rounds, the first twice; rows of all parts, with ratios to the first recipe.
 
@@ -79,6 +81,8 @@ def run_answers(
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
     models = [_planned(recipe, crops) for recipe in recipes]
+    product, copy = measure_ceilings(setting, ceiling_scale)
+    ceil = {"tflops": product.best / 1e12, "gbps": copy.best / 1e9}
     for number, each in enumerate(models):
         on_progress(f"build {each.name}", number, len(models) + rounds)
         _build(each, models[0].model, setting)
@@ -98,11 +102,11 @@ def run_answers(
         "schema": SCHEMA,
         "run_id": time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
         **facts(setting.device),
-        "ceil": None,
+        "ceil": ceil,
     }
     clocks = {"clock_mhz": [before[0], after[0]], "temperature_c": [before[1], after[1]]}
     for each in models:
-        yield from _rows(each, models[0], {**common}, setting, lengths, clocks)
+        yield from _rows(each, models[0], common, setting, lengths, clocks)
 
 
 def _planned(recipe: Recipe, crops: int | None) -> _Model:

@@ -72,8 +72,8 @@ class LayerInjectorCall(nn.Module):
         return {"hidden": hidden_BTE}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerInjectorCall:
-        parts = self.placement._asdict()
-        self.placement = Placement(**{name: fn(x) if isinstance(x, Tensor) else x for name, x in parts.items()})
+        moved = {name: fn(x) for name, x in self.placement._asdict().items() if isinstance(x, Tensor)}
+        self.placement = self.placement._replace(**moved)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import sys
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from fusionkit.recipe import Recipe
 
 
 class Runtime(BaseModel):
@@ -34,3 +38,18 @@ class Runtime(BaseModel):
         description="Stop with the address of the first stream, step or injector that gives NaN or infinity. Waits for "
         "the device after every block: for finding a fault, not for every day.",
     )
+
+    @classmethod
+    def auto(cls, recipe: Recipe, device: str = "cpu", *, quiet: bool = False) -> Self:
+        """The runtime for a recipe on a device, from what is measured; every choice is told on stderr, with its reason.
+
+        Raises: UsageError for a device that is not here, RecipeError for a recipe that does not plan.
+
+        Example: `model.runtime = Runtime.auto(model.plan.recipe, "cuda")`
+        """
+        from fusionkit.model.runtime_choice import choose_runtime
+
+        found, reasons = choose_runtime(recipe, device)
+        if not quiet:
+            sys.stderr.writelines(f"runtime: {reason}\n" for reason in reasons)
+        return cls.model_validate(found.model_dump())

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from fusionkit.bench.peers.attention_pool import MULTIHEAD_ATTENTION
 from fusionkit.bench.peers.cross_attention import CROSS_ATTENTION_FORMULA
+from fusionkit.bench.peers.libraries import GEOTORCH, TIMM_POOL, VIT_PYTORCH, X_TRANSFORMERS
 from fusionkit.bench.peers.orthogonal import FORMULA, FORMULA_CACHED, TORCH_ORTHOGONAL, TORCH_ORTHOGONAL_CACHED
 from fusionkit.bench.peers.peer import Peer, UnsuitableError
+from fusionkit.bench.peers.released_connector import RELEASED_CONNECTOR
 from fusionkit.bench.peers.two_stage import RELEASED_FORM, RELEASED_FORM_CACHED
 
 __all__ = ["PEERS", "Peer", "UnsuitableError", "peers_of"]
@@ -21,8 +23,13 @@ PEERS: tuple[Peer, ...] = (
     FORMULA_CACHED,
     RELEASED_FORM,
     RELEASED_FORM_CACHED,
+    GEOTORCH,
     CROSS_ATTENTION_FORMULA,
+    X_TRANSFORMERS,
+    VIT_PYTORCH,
+    RELEASED_CONNECTOR,
     MULTIHEAD_ATTENTION,
+    TIMM_POOL,
 )
 
 

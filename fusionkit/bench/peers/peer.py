@@ -23,7 +23,9 @@ class Peer:
     """Another way to compute a block.
 
     `make(block, config)` returns a module that is called like the block and computes the same function; it copies the
-    block's weights. It raises UnsuitableError for configs it does not cover. Half precision runs it under autocast.
+    block's weights; with `same` false it only stands in the block's place, and is timed without a check. It raises
+    UnsuitableError for configs it does not cover.
+    Half precision runs it under autocast.
     """
 
     name: str
@@ -31,3 +33,4 @@ class Peer:
     summary: str
     make: Callable[[nn.Module, BlockConfig], nn.Module]
     modes: frozenset[str] = TRAINING
+    same: bool = True

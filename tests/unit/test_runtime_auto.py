@@ -1,0 +1,42 @@
+"""`Runtime.auto` chooses by facts and says why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fusionkit
+from fusionkit.errors import UsageError
+from fusionkit.model import runtime_choice
+from fusionkit.model.runtime import Runtime
+from fusionkit.model.runtime_choice import choose_runtime
+
+
+def test_crops_are_chunked_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = fusionkit.load_recipe("builtin:come_vl")
+    state = 4 * 24 * 24 * 1152 * runtime_choice.STATES
+    for free, chunk in ((2**40, None), (2 * 5 * state, 5), (1, 1), (None, None)):
+        monkeypatch.setattr(runtime_choice, "_free_bytes", lambda kind, free=free: free)
+        found = choose_runtime(recipe, "cpu")
+        assert found.runtime == Runtime(crop_chunk=chunk)
+        assert found.reasons[0].startswith(f"crop_chunk={chunk}: ")
+
+
+def test_every_field_that_is_chosen_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Runtime.auto(fusionkit.load_recipe("builtin:tiny"))
+    assert found == Runtime()
+    told = capsys.readouterr().err
+    for name in ("crop_chunk", "stream_layers", "mix_chunk", "attention"):
+        assert f"runtime: {name}={getattr(found, name)}: " in told
+    assert "a picture is one crop" in told
+    Runtime.auto(fusionkit.load_recipe("builtin:tiny"), quiet=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_devices_that_are_not_here_are_errors() -> None:
+    recipe = fusionkit.load_recipe("builtin:tiny")
+    with pytest.raises(UsageError, match="device 'tpu' is unknown here; expected cpu or cuda"):
+        Runtime.auto(recipe, "tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="torch finds no CUDA device for 'cuda'; use cpu"):
+            Runtime.auto(recipe, "cuda")
