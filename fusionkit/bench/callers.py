@@ -72,7 +72,7 @@ class LayerInjectorCall(nn.Module):
         return {"hidden": hidden_BTE}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LayerInjectorCall:
-        moved = {name: fn(x) for name, x in self.placement._asdict().items() if isinstance(x, Tensor)}
+        moved: dict[str, Any] = {name: fn(x) for name, x in self.placement._asdict().items() if isinstance(x, Tensor)}
         self.placement = self.placement._replace(**moved)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
