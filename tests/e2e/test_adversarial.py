@@ -67,6 +67,9 @@ CASES = {
     "import_path_encoder": text(
         "extends: builtin:tiny\nstreams: {semantic: {encoder: {type: torch.nn.Linear}}}\n", "4:", "encoder.type"
     ),
+    "report_endless": text(
+        "extends: builtin:tiny\nstreams: {spatial: {select: {type: entropy, report: /dev/zero, top_k: 1}}}\n", "4:", "regular"
+    ),
     "requires_address": text("requires: ['x @ https://example.org/x.whl']\n", "3:", "requires"),
     "requires_command": text("requires: ['x; touch owned']\n", "3:", "requires"),
     "format_string": text("extends: builtin:tiny\nsequence_length: '{0.__class__} %s ${HOME}'\n", "4:", "{0.__class__} %s ${HOME}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -176,6 +177,27 @@ def test_entropy_refuses(options, message):
 def test_entropy_config_refuses(options, message):
     with pytest.raises(ValidationError, match=message):
         entropy(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/dev/zero", "not a regular file"),
+        ("pipe", "not a regular file"),
+        (".", "not a regular file"),
+        ("large", "larger than 1048576 bytes"),
+        ("latin", "codec can't decode byte 0xe9"),
+        ("~nobody-of-that-name/x", "home directory"),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_a_report_that_is_none_is_refused_without_reading_it_all(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    (tmp_path / "large").write_bytes(b" " * (2**20 + 1))
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    with pytest.raises(ValidationError, match=rf"report '{name}'.*{message}"):
+        registry.spec("selectors", "entropy").config(report=name, top_k=1)
 
 
 def test_an_entropy_report_is_read_with_the_recipe_and_stays_in_it(tmp_path):

@@ -12,6 +12,7 @@ unit, whichever that is: selectors only compare them. Other keys may stand in a 
 from __future__ import annotations
 
 import json
+import stat
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+
+MAX_BYTES = 2**20
+"""The largest report that is read, as of recipes; one of a hundred layers is under a tenth of it."""
 
 
 class LayerEntropy(BaseModel):
@@ -63,16 +67,30 @@ def read_report(source: Any) -> Any:
         return source
     name = f"report '{source}'" if isinstance(source, str) else "report"
     try:
-        text = Path(source).expanduser().read_text(encoding="utf-8") if isinstance(source, str) else json.dumps(source)
+        text = _read_file(source) if isinstance(source, str) else json.dumps(source)
         return EntropyReport.model_validate_json(text)
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except RuntimeError as error:  # '~' of a user that there is not
+        raise ValueError(f"{name}: cannot be read ({error})") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"{name}: {place + ': ' if place else ''}{first['msg']}") from error
     except (TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _read_file(path: str) -> str:
+    """The text of a report; a recipe may name any path, so devices, pipes and what is too large are refused unread."""
+    file = Path(path).expanduser()
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError(f"report '{path}': not a regular file; name the JSON file that `analyze entropy` wrote")
+    with file.open("rb") as opened:
+        data = opened.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"report '{path}': larger than {MAX_BYTES} bytes; is it a layer-entropy report?")
+    return data.decode("utf-8")
 
 
 Report = Annotated[EntropyReport, BeforeValidator(read_report, json_schema_input_type=str | EntropyReport)]
