@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,10 +65,14 @@ def open_tensors(source: str | Path, key: str | None = None) -> Mapping[str, Ten
 
 def _unpickled(file: Path, key: str | None) -> Mapping[str, Tensor]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        # Files of before torch 1.6 are no zip archives; they cannot be mapped into memory, only read.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to, KeyError for one
+        # torch's own text for what is no tensor advises to run the pickle.
+        known = isinstance(error, (RuntimeError, OSError))
+        why = str(error).splitlines()[0] if known else "it holds other objects, or is damaged"
         raise CheckpointError(
-            f"{file}: cannot be read as tensors only: {str(error).splitlines()[0]} (convert it to .safetensors first)"
+            f"{file}: cannot be read as tensors only: {why} (convert it to .safetensors first)"
         ) from error
     if isinstance(content, Mapping) and key is not None and isinstance(content.get(key), Mapping):
         content = content[key]

@@ -319,16 +319,28 @@ def test_sources_that_are_none_are_named(tmp_path: Path, make: Any, message: str
         open_tensors(tmp_path / "model")
 
 
+def test_files_of_before_zip_archives_are_read(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert open_tensors(tmp_path / "old.pt")["a"].tolist() == [0, 1, 2]
+
+
 def test_damaged_and_unsafe_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(CheckpointError, match=r"a\.safetensors: damaged or incomplete"):
         open_tensors(tmp_path / "a.safetensors")
     (tmp_path / "b.pt").write_bytes(b"hello")
-    with pytest.raises(CheckpointError, match=r"b\.pt: cannot be read as tensors only"):
+    with pytest.raises(
+        CheckpointError, match=r"b\.pt: cannot be read as tensors only: it holds other objects, or is damaged"
+    ):
         open_tensors(tmp_path / "b.pt")
     torch.save({"model": {"a": print}}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match=r"c\.pt: cannot be read as tensors only"):
+    with pytest.raises(
+        CheckpointError, match=r"c\.pt: cannot be read as tensors only: it holds other objects, or is damaged"
+    ):
         open_tensors(tmp_path / "c.pt", "model")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(CheckpointError, match=r"empty\.pt: cannot be read as tensors only: .+ \(convert it"):
+        open_tensors(tmp_path / "empty.pt")
     torch.save({"model": [torch.zeros(1)]}, tmp_path / "d.pt")
     with pytest.raises(CheckpointError, match=r"d\.pt: expected a mapping from names to tensors, or one at 'model'"):
         open_tensors(tmp_path / "d.pt", "model")

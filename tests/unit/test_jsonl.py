@@ -132,7 +132,7 @@ BROKEN = {
     "nan": ('{"image": "a.png", "boxes": [[NaN, 0, 1, 1]]}', r"NaN is not a number in JSON"),
     "unknown key": ({**BOX, "bboxes": []}, r"unknown key 'bboxes'; expected image, conversations, .*\(put your own under 'meta'\)"),
     "no conversations": ({"image": "a.png"}, r"'conversations' must be a list of messages, got null"),
-    "empty conversations": ({"image": "a.png", "conversations": []}, r"'conversations' must be a list of messages"),
+    "empty conversations": ({"image": "a.png", "conversations": []}, r"'conversations' is empty; expected a question and its answer"),
     "wrong message": ({"image": "a.png", "conversations": [{"role": "user"}]}, r'conversations\[0\] must be \{"from": "human", "value"'),
     "wrong order": ({"image": "a.png", "conversations": ask()[::-1]}, r"conversations\[0\]: expected a message from 'human', got 'gpt'"),
     "no answer": ({"image": "a.png", "conversations": ask()[:1]}, r"conversations\[0\] has no answer; expected a message from 'gpt'"),

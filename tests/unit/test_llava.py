@@ -42,6 +42,7 @@ def test_lines_will_do(tmp_path: Path) -> None:
         ({}, "expected a list of conversations"),
         ([3], r":1: expected an object"),
         ([{"conversations": 3}], "'conversations' must be a list of messages, got a number"),
+        ([{"conversations": ["hi"]}], r"conversations\[0\] must be an object, got text"),
         ([{"conversations": [{"from": "human", "value": "a"}]}], "questions and answers in turn, got 1 messages"),
         ([{"conversations": [{"from": "gpt", "value": "a"}] * 2}], r"conversations\[0\] must be"),
         ([{"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]}], "is empty"),

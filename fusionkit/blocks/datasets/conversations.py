@@ -47,8 +47,10 @@ def turns_of(row: dict[str, Any], size: Size | None, where: str) -> tuple[Turn, 
 def _exchanges(row: dict[str, Any], where: str) -> Iterator[tuple[str, str]]:
     """Pairs of a question and its answer."""
     messages = row.get("conversations")
-    if not isinstance(messages, list) or not messages:
+    if not isinstance(messages, list):
         raise DataError(f"{where}: 'conversations' must be a list of messages, got {type_name(messages)}")
+    if not messages:
+        raise DataError(f"{where}: 'conversations' is empty; expected a question and its answer")
     values = []
     for number, message in enumerate(messages):
         place, speaker = f"{where}: conversations[{number}]", _SPEAKERS[number % 2]

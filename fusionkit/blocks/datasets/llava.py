@@ -83,8 +83,11 @@ def _images(entry: dict[str, Any], where: str) -> list[str]:
 
 def _turns(entry: dict[str, Any], where: str) -> Iterator[Turn]:
     messages = entry.get("conversations")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+    if not isinstance(messages, list):
         raise DataError(f"{where}: 'conversations' must be a list of messages, got {type_name(messages)}")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise DataError(f"{where}: conversations[{number}] must be an object, got {type_name(message)}")
     if messages and messages[0].get("from") == "system":
         messages = messages[1:]
     if not messages or len(messages) % 2:
