@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import fusionkit
 from fusionkit.errors import UsageError
 from fusionkit.sweep.budget import plan_variants
 from fusionkit.sweep.grid import load_grid, shipped
@@ -78,6 +80,21 @@ def test_shipped_sweeps_keep_their_budgets(name: str) -> None:
     planned = plan_variants(grid, grid.recipe)
     assert next(variant.name for variant in planned) == grid.reference
     assert len({variant.visual_tokens for variant in planned}) == 1
+
+
+def test_the_papers_layer_ranges_are_those_of_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    found = re.findall(
+        r"^\| SigLIP (\d+)-(\d+) \+ DINO (\d+)-(\d+) \| (\d+)-(\d+) \| (\d+)-(\d+) \|", guide, re.MULTILINE
+    )
+    rows = [tuple(map(int, row)) for row in found]
+    expected = {f"siglip_{a}_{b}_dino_{c}_{d}": (range(e, f + 1), range(g, h + 1)) for a, b, c, d, e, f, g, h in rows}
+    grid = load_grid("table4_paper")
+    ranges = {}
+    for name, variant in grid.variants.items():
+        plan = fusionkit.plan(fusionkit.load_recipe(grid.recipe, set=tuple(variant.changes)))
+        ranges[name] = tuple(plan.streams[stream].layers for stream in ("semantic", "spatial"))
+    assert ranges == {name: tuple(map(tuple, each)) for name, each in expected.items()}
 
 
 def test_a_variant_over_its_budget_is_an_error_and_can_be_adjusted(grid: Path, small: Path) -> None:
