@@ -30,9 +30,10 @@ def command(
     """Draw a recipe: streams side by side, then fusion, injectors and the language model, with shapes and sizes.
 
     \b
-    fusionkit graph tiny -o tiny.svg
-    fusionkit graph recipes/mine.yaml -o mine.png       needs matplotlib
-    fusionkit graph tiny                                Mermaid text, for Markdown pages
+    Examples:
+      fusionkit graph tiny -o tiny.svg
+      fusionkit graph recipes/mine.yaml -o mine.png       needs matplotlib
+      fusionkit graph tiny                                Mermaid text, for Markdown pages
     """
     from fusionkit.recipe.graph import graph_of, mermaid
     from fusionkit.recipe.plan import plan

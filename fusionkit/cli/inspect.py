@@ -64,9 +64,10 @@ def command(
     """Show what a recipe makes of one picture: the crops, which of their tokens are kept, the prompt and the counts.
 
     \b
-    fusionkit inspect tiny photo.jpg
-    fusionkit inspect recipes/mine.yaml photo.jpg -q "point to the cat" -o crops.png
-    fusionkit inspect recipes/mine.yaml photo.jpg --set cropper.max_crops=4
+    Examples:
+      fusionkit inspect tiny photo.jpg
+      fusionkit inspect recipes/mine.yaml photo.jpg -q "point to the cat" -o crops.png
+      fusionkit inspect recipes/mine.yaml photo.jpg --set cropper.max_crops=4
     """
     from fusionkit.pictures import open_picture
     from fusionkit.recipe.plan import plan

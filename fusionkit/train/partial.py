@@ -10,9 +10,10 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from fusionkit.errors import CheckpointError, UsageError
+from fusionkit.errors import CheckpointError, LockMismatchError, UsageError
 from fusionkit.model.checkpoint import LOCK_FILE, failure
 from fusionkit.recipe import Recipe
 from fusionkit.recipe.lock import check_lock, lock
@@ -52,12 +53,18 @@ def start(recipe: Recipe, output: Path, *, overwrite: bool) -> Path:
 
 
 def reopen(recipe: Recipe, output: Path) -> Path:
-    """The folder of the run to continue. Raises UsageError when there is none, or it was started with another recipe."""
+    """The folder of the run to continue. Raises UsageError when there is none, LockMismatchError for another recipe."""
     partial = partial_of(output)
     if not (partial / LOCK_FILE).exists():
         raise UsageError(f"{partial}: no unfinished run to resume; start it without --resume")
     made_by = json.loads((partial / LOCK_FILE).read_text(encoding="utf-8"))
-    check_lock(made_by, recipe)
+    try:
+        check_lock(made_by, recipe)
+    except LockMismatchError as error:
+        last = error.problems[-1]
+        advice = f"{partial} was started with another recipe: resume it with that one, or choose another -o"
+        hint = f"{last.hint}; {advice}" if last.hint else advice
+        raise LockMismatchError([*error.problems[:-1], replace(last, hint=hint)]) from error
     now = lock(recipe)
     if made_by["run"]["recipe"] != now["run"]["recipe"]:
         raise UsageError(f"{partial}: this run was started with other training settings; resume it with the same ones")

@@ -266,7 +266,8 @@ def test_a_run_is_resumed_with_its_own_recipe_only(small: Path, fusionkit: Fusio
     before = files("run.partial")
     refused(
         fusionkit("train", "small.yaml", "-o", "run", "--resume", "--set", "fusion.align.heads=4"),
-        "--set fusion.align.heads=4: fusion.align.heads: 4 here, 2 in the lock",
+        "--set fusion.align.heads=4: fusion.align.heads: 4 here, 2 in the lock "
+        "(run.partial was started with another recipe: resume it with that one, or choose another -o)",
     )
     refused(
         fusionkit("train", "small.yaml", "-o", "run", "--resume", "--set", "train.seed=3"),
