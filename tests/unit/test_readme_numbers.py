@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = json.loads((ROOT / "fusionkit/checkpoints/tiny/scores.json").read_text(encoding="utf-8"))
 FUSED = json.loads((ROOT / "benchmarks/results/cpu/fused_vs_single.json").read_text(encoding="utf-8"))["summary"]
+DEMO = json.loads((ROOT / "benchmarks/results/cpu/tiny_demo.json").read_text(encoding="utf-8"))
 METRICS = ("box_accuracy", "point_accuracy", "count_accuracy")
 
 
@@ -54,3 +55,13 @@ def test_fused_against_single_encoders(title: str, name: str) -> None:
     for metric in METRICS:
         value = FUSED[name][metric]
         assert f"{value['mean']:.3f} ± {value['half_width']:.3f}" in row(title), metric
+
+
+def test_scores_of_the_demo() -> None:
+    _, found, rest = README.partition("`make demo` trains `tiny_demo`")
+    told = " ".join(rest.partition("### ")[0].split())
+    assert found
+    assert f"{DEMO['seconds']['training']} s on two idle cores" in told
+    for entry in DEMO["scores"]:
+        if entry["metric"] in METRICS and entry["data"] in ("held_out_pictures", "held_out_combinations"):
+            assert f"{entry['value']:.3f} ({entry['low']:.3f}-{entry['high']:.3f})" in told, entry
