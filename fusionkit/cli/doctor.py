@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,21 +13,31 @@ if TYPE_CHECKING:
     from fusionkit.cli.doctor_checks import Report
 
 
-def command(plugin: PluginOption = None, json: JsonOption = False) -> None:
+def command(
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit", min=1, metavar="SECONDS", help="Longest time for one distribution, torch's import included."
+        ),
+    ] = 300,
+    plugin: PluginOption = None,
+    json: JsonOption = False,
+) -> None:
     """Check Python, torch, devices and attention backends, and load every installed block.
 
-    Each distribution is loaded in a process of its own, so that a broken one is only reported. The exit code is 1 if
-    anything is broken.
+    Each distribution is loaded in a process of its own, so that a broken one is only reported; one that hangs is given
+    up after a time limit. The exit code is 1 if anything is broken.
 
     \b
     Examples:
       fusionkit doctor
+      fusionkit doctor --limit 60
       fusionkit doctor --plugin ./my_block.py
       fusionkit doctor --json
     """
     from fusionkit.cli.doctor_checks import examine
 
-    report = examine(plugin or (), progress())
+    report = examine(plugin or (), progress(), limit)
     if json:
         emit_json(report)
     else:

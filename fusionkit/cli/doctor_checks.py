@@ -16,7 +16,6 @@ from typing import Any
 
 from fusionkit import discovery
 
-LIMIT_SECONDS = 300
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "accelerate", "pydantic", "safetensors", "xformers")
 HEALTHY = ("ok", "blocked")
 
@@ -57,8 +56,8 @@ class Report:
         )
 
 
-def examine(plugins: Sequence[Path], progress: Callable[[str], None]) -> Report:
-    """Look at the environment and load every block, each distribution in a process of its own."""
+def examine(plugins: Sequence[Path], progress: Callable[[str], None], limit: float) -> Report:
+    """Look at the environment and load every block, each distribution in a process of its own of `limit` seconds."""
     scanned = discovery.scan()
     environment: dict[str, Any] = {"torch": None, "error": "no block could be tried, so torch was not looked at"}
     checks = [_from_metadata(entry) for entry in scanned.blocks if entry.state != "ok"]
@@ -72,12 +71,12 @@ def examine(plugins: Sequence[Path], progress: Callable[[str], None]) -> Report:
         entries = list(group)
         progress(f"loading {len(entries)} blocks of {' '.join(owner)} ...")
         items = [{"family": entry.family, "name": entry.name} for entry in entries]
-        seen, results = load_apart(items, look_around=number == 0)
+        seen, results = load_apart(items, look_around=number == 0, limit=limit)
         environment = seen or environment
         checks += [Check(entry.address, *owner, **result) for entry, result in zip(entries, results, strict=True)]
     for path in plugins:
         progress(f"loading {path} ...")
-        _, (result,) = load_apart([{"plugin": str(path)}], look_around=False)
+        _, (result,) = load_apart([{"plugin": str(path)}], look_around=False, limit=limit)
         checks.append(Check(str(path), "plugin file", "", **result))
     return Report(
         fusionkit=metadata.version("fusionkit"),
@@ -92,7 +91,7 @@ def examine(plugins: Sequence[Path], progress: Callable[[str], None]) -> Report:
 
 
 def load_apart(
-    items: Sequence[Mapping[str, str]], *, look_around: bool, limit: float = LIMIT_SECONDS
+    items: Sequence[Mapping[str, str]], *, look_around: bool, limit: float = 300
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Load blocks in another process; when one brings it down, go on with the next in a fresh one.
 

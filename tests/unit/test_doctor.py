@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fusionkit import discovery
 from fusionkit.cli import doctor, doctor_checks, doctor_worker
 from fusionkit.cli.doctor_checks import Check, Report, load_apart
 from fusionkit.cli.main import run
@@ -125,7 +126,7 @@ BROKEN = Check("mixers/a.bad", "a", "1", "broken", 0.02, "ImportError: no", "a.p
 def test_the_report_shows_reasons_and_last_frames(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor_checks, "examine", lambda plugins, progress: report(GOOD, BROKEN))
+    monkeypatch.setattr(doctor_checks, "examine", lambda plugins, progress, limit: report(GOOD, BROKEN))
     with pytest.raises(SystemExit) as ended:
         run(["doctor"])
     assert ended.value.code == 1
@@ -140,7 +141,7 @@ def test_the_report_shows_reasons_and_last_frames(
 def test_all_well_is_exit_code_0_and_json_holds_everything(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor_checks, "examine", lambda plugins, progress: report(GOOD))
+    monkeypatch.setattr(doctor_checks, "examine", lambda plugins, progress, limit: report(GOOD))
     with pytest.raises(SystemExit) as ended:
         run(["doctor", "--json"])
     assert ended.value.code == 0
@@ -160,11 +161,27 @@ def test_what_counts_as_broken(state: str, healthy: bool) -> None:
 def test_names_that_cannot_be_used_are_in_the_report(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("acme", entry_points={"fusionkit.mixers": {"orthogonal": "m:X"}})
     monkeypatch.setattr(
-        doctor_checks, "load_apart", lambda items, look_around: ({"torch": "2.0"}, [{"state": "ok"} for _ in items])
+        doctor_checks,
+        "load_apart",
+        lambda items, look_around, limit: ({"torch": "2.0"}, [{"state": "ok"} for _ in items]),
     )
     said: list[str] = []
-    seen = doctor_checks.examine((), said.append)
+    seen = doctor_checks.examine((), said.append, 9)
     assert [check.state for check in seen.checks if check.distribution == "acme"] == ["reserved-name"]
     assert not seen.is_healthy
     assert said[0].startswith("loading ")
     assert doctor.command.__doc__
+
+
+def test_a_hang_costs_no_more_than_the_limit_given(
+    site: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = install(site, slow="import time\ntime.sleep(600)")
+    entries = tuple(entry for entry in discovery.scan().blocks if entry.distribution == "acme")
+    monkeypatch.setattr(discovery, "scan", lambda: discovery.Scan(entries, (), ()))
+    with pytest.raises(SystemExit) as ended:
+        run(["doctor", "--json", "--limit", "4"])
+    assert ended.value.code == 1
+    (check,) = json.loads(capsys.readouterr().out)["checks"]
+    assert (check["address"], check["state"]) == (f"adapters/{items[0]['name']}", "timeout")
+    assert check["error"] == "did not load within 4 s"
