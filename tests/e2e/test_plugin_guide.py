@@ -57,6 +57,18 @@ def test_a_block_in_one_file_works(
     del sys.modules[name]
 
 
+def test_the_recipe_to_try_a_file_in_reads_it(
+    snippets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_files", {})
+    for name in ("my_scale.py", "my.yaml"):
+        (tmp_path / name).write_text(snippets[name])
+    registry.load_plugin_file(tmp_path / "my_scale.py")
+    planned = fusionkit.plan(fusionkit.load_recipe(tmp_path / "my.yaml"))
+    assert list(planned.recipe.streams["spatial"].steps)[-1] == "scale"
+    del sys.modules["my_scale"]
+
+
 def test_the_pack_of_recipes_is_found_and_uses_the_encoder(snippets: dict[str, str], site: Any) -> None:
     install_vision(snippets, site)
     project = tomllib.loads(snippets["acme_recipes.toml"])["project"]
