@@ -79,7 +79,7 @@ def test_an_editable_install_follows_its_sources(environment: Environment, tmp_p
     assert environment.rows() == [("0.1.0", "ok")]
     spec = folder / "vend_scale" / "spec.py"
     (line,) = [line for line in spec.read_text().splitlines() if line.startswith("    summary=")]
-    for summary in ("First words.", "Other words."):
+    for summary in ("First words.", "Other, longer words."):
         spec.write_text(spec.read_text().replace(line, f'    summary="{summary}",'))
         line = f'    summary="{summary}",'
         assert summary in environment.fusionkit("show", BLOCK).stdout

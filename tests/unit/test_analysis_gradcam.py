@@ -83,7 +83,7 @@ def test_sensitivity_is_the_gradient_of_the_answers_likelihood(tiny: Any) -> Non
 
     slopes = [(score(channel, 0.03) - score(channel, -0.03)) / 0.06 for channel in range(width)]
     measured = sum(slope**2 for slope in slopes) ** 0.5
-    assert measured > 0.01
+    assert measured > 1e-3  # small, since the model is sure of its answer; not nothing
     assert float(found.maps["semantic 2"][SENSITIVITY][0, best]) == pytest.approx(measured, rel=0.03)
 
 

@@ -229,7 +229,7 @@ def test_a_blocked_distribution_brings_no_recipes(site: Any, monkeypatch: pytest
         ("/etc/passwd.yaml", "leads out of the recipe's folder"),
         ("sub/../../outside.yaml", "leads out of the recipe's folder"),
         ("link.yaml", "leads out of the recipe's folder"),
-        ("round.yaml", "leads out of the recipe's folder"),
+        ("round.yaml", "leads out of the recipe's folder|Too many levels of symbolic links"),  # by Python 3.13
         ("..\\\\outside.yaml", "leads out of the recipe's folder"),
         ("https://example.org/base.yaml", "is no recipe"),
         ("file:///etc/passwd", "is no recipe"),

@@ -152,7 +152,7 @@ class _Direction(nn.Module):
 def _attention_dtype(x_BND: Tensor) -> torch.dtype:
     """The type the logits will have: what is finite in float32 may be infinite in autocast's float16."""
     kind = x_BND.device.type
-    if x_BND.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+    if kind != "meta" and x_BND.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x_BND.dtype
 

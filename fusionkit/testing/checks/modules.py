@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -120,7 +122,9 @@ def _compare_compiled(subject: ModuleSubject, module: nn.Module, arguments: dict
     torch._dynamo.reset()
     compiled = torch.compile(_Call(subject, module), fullgraph=True, backend="eager")
     try:
-        found = compiled(arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0", RuntimeWarning)
+            found = compiled(arguments)
     except torch._dynamo.exc.TorchDynamoException as error:
         raise CheckFailed(f"does not compile in one graph: {str(error).splitlines()[0]}") from error
     for (name, was), now in zip(expected.items(), found, strict=True):
