@@ -55,7 +55,7 @@ def command(
     heading("Try next:")
     emit(f'  fusionkit ask {run} {questions / "000.png"} "{_first_question(questions)}" -o out.png')
     emit("  fusionkit plan come_vl --image 1024x768")
-    emit(f"  fusionkit train tiny --data {questions / 'questions.jsonl'} -o runs/mine")
+    emit(f"  fusionkit train tiny_demo --data {questions / 'questions.jsonl'} -o runs/mine")
 
 
 def _first_question(questions: Path) -> str:
