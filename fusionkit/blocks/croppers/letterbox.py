@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 from fusionkit.blocks.croppers import tiling
 from fusionkit.blocks.croppers.crops import Crops
+from fusionkit.blocks.croppers.one_crop import OneCrop
 from fusionkit.blocks.croppers.sampling import crop
 from fusionkit.blocks.croppers.specs import LetterboxConfig
-from fusionkit.geometry import Box, Grid, Size
-from fusionkit.plugin import IMAGE_TOKEN, BlockSite, EncoderInfo, TokenLayout
+from fusionkit.geometry import Box, Size
+from fusionkit.plugin import BlockSite, EncoderInfo
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Letterbox:
+class Letterbox(OneCrop):
     """The picture with its aspect ratio kept, at every stream's input size; what is left of the square is black.
 
     The crop's region reaches outside the picture, so that a place in the crop is one in the picture by the same rule
@@ -25,16 +26,6 @@ class Letterbox:
 
     def __init__(self, config: LetterboxConfig, site: BlockSite | None = None) -> None:
         self.config = config
-
-    def special_tokens(self) -> tuple[str, ...]:
-        return (IMAGE_TOKEN,)
-
-    def layout(self, size: Size, grid: Grid) -> TokenLayout:
-        """`grid` tokens in raster order, those of the padding included, whatever the size."""
-        return TokenLayout(1, (IMAGE_TOKEN,) * grid.tokens, tuple(range(grid.tokens)))
-
-    def largest_layout(self, grid: Grid) -> TokenLayout:
-        return self.layout(Size(1, 1), grid)
 
     def region(self, size: Size, side: int) -> Box:
         """What the crop sees, in pixels of the picture, when the square has `side` pixels.

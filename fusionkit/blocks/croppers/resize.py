@@ -6,30 +6,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fusionkit.blocks.croppers.crops import Crops
+from fusionkit.blocks.croppers.one_crop import OneCrop
 from fusionkit.blocks.croppers.sampling import crop, sample
 from fusionkit.blocks.croppers.specs import ResizeConfig
-from fusionkit.geometry import Box, Grid, Size
-from fusionkit.plugin import IMAGE_TOKEN, BlockSite, EncoderInfo, TokenLayout
+from fusionkit.geometry import Box
+from fusionkit.plugin import BlockSite, EncoderInfo
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Resize:
+class Resize(OneCrop):
     """The picture as it is, at every stream's input size; its aspect ratio is not kept."""
 
     def __init__(self, config: ResizeConfig, site: BlockSite | None = None) -> None:
         self.config = config
-
-    def special_tokens(self) -> tuple[str, ...]:
-        return (IMAGE_TOKEN,)
-
-    def layout(self, size: Size, grid: Grid) -> TokenLayout:
-        """`grid` tokens in raster order, whatever the size."""
-        return TokenLayout(1, (IMAGE_TOKEN,) * grid.tokens, tuple(range(grid.tokens)))
-
-    def largest_layout(self, grid: Grid) -> TokenLayout:
-        return self.layout(Size(1, 1), grid)
 
     def split(self, image: Image, streams: Mapping[str, EncoderInfo]) -> Crops:
         """One crop of an RGB picture."""
