@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fusionkit.analysis.figure import rendered
 from fusionkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#2563eb", "#f97316", "#059669", "#9333ea", "#dc2626", "#0891b2", "#a16207", "#be185d")
 
@@ -45,27 +48,17 @@ def check_plots() -> None:
 
 def draw(panels: Sequence[Panel]) -> dict[str, bytes]:
     """The panels side by side: `png` and `svg`. An encoder keeps its colour across panels."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labels = list(dict.fromkeys(curve.label for panel in panels for curve in panel.curves))
     colour = {label: COLOURS[place % len(COLOURS)] for place, label in enumerate(labels)}
-    # Fixed ids and no date: the same numbers give the same file. Text stays text, so it can be searched and read aloud.
-    with rc_context({"svg.hashsalt": "fusionkit", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(6.4 * len(panels), 4.8), dpi=120, facecolor="white", layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def paint(figure: Figure) -> None:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw_panel(axes, panel, colour)
         figure.legend(
             *_handles(figure, labels), loc="outside lower center", ncols=min(3, len(labels)), frameon=False, fontsize=9
         )
-        found = {}
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-            found[kind] = buffer.getvalue()
-        return found
+
+    return rendered((6.4 * len(panels), 4.8), paint)
 
 
 def _draw_panel(axes: Any, panel: Panel, colour: Mapping[str, str]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fusionkit.analysis.figure import rendered
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,33 +34,28 @@ WRITTEN = 8
 
 def draw_matrices(heats: Sequence[Heat], per_row: int = 2) -> dict[str, bytes]:
     """The tables side by side, `per_row` a row: `png` and `svg`. Bright is high."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(per_row, len(heats))
     lines = -(-len(heats) // columns)
-    with rc_context({"svg.hashsalt": "fusionkit"}):
-        figure = Figure(figsize=(5.4 * columns, 4.6 * lines), dpi=120, facecolor="white", layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def paint(figure: Figure) -> None:
         places = figure.subplots(lines, columns, squeeze=False).flatten()
         for axes, heat in zip(places, heats, strict=False):
-            values = np.asarray(heat.values, float)
-            image = axes.imshow(values, cmap="viridis", vmin=heat.low, vmax=heat.high, aspect="equal")
-            axes.set(title=heat.title, xlabel=heat.x_label, ylabel=heat.y_label)
-            axes.set_xticks(range(len(heat.columns)), heat.columns, fontsize=8)
-            axes.set_yticks(range(len(heat.rows)), heat.rows, fontsize=8)
-            if len(heat.columns) <= WRITTEN and len(heat.rows) <= WRITTEN:
-                middle = (heat.low + heat.high) / 2
-                for (row, column), value in np.ndenumerate(values):
-                    ink = "black" if value > middle else "white"
-                    axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
-            figure.colorbar(image, ax=axes, shrink=0.8)
+            _draw_heat(figure, axes, heat)
         for axes in places[len(heats) :]:
             axes.set_axis_off()
-        found = {}
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-            found[kind] = buffer.getvalue()
-        return found
+
+    return rendered((5.4 * columns, 4.6 * lines), paint)
+
+
+def _draw_heat(figure: Figure, axes: Any, heat: Heat) -> None:
+    values = np.asarray(heat.values, float)
+    image = axes.imshow(values, cmap="viridis", vmin=heat.low, vmax=heat.high, aspect="equal")
+    axes.set(title=heat.title, xlabel=heat.x_label, ylabel=heat.y_label)
+    axes.set_xticks(range(len(heat.columns)), heat.columns, fontsize=8)
+    axes.set_yticks(range(len(heat.rows)), heat.rows, fontsize=8)
+    if len(heat.columns) <= WRITTEN and len(heat.rows) <= WRITTEN:
+        middle = (heat.low + heat.high) / 2
+        for (row, column), value in np.ndenumerate(values):
+            ink = "black" if value > middle else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.8)
