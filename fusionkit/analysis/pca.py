@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from fusionkit.analysis import stream
 from fusionkit.analysis.capture import watch
 from fusionkit.analysis.outcome import Frame, Outcome, Table
-from fusionkit.analysis.overlay import colours, fit
+from fusionkit.analysis.overlay import Picture, colours
 from fusionkit.analysis.partial import Partial
 from fusionkit.analysis.photos import Photo, Reader, batches
-from fusionkit.analysis.pictures import picture_outcome, representative
-from fusionkit.analysis.sheet import Row, Sheet
+from fusionkit.analysis.pictures import encoder_sheets, picture_outcome, representative
+from fusionkit.analysis.sheet import Row
 from fusionkit.analysis.subjects import Subject
 
 COMPONENTS = 3
@@ -126,6 +126,16 @@ def analyse(
             for layer, basis in bases.items()
         ]
         tables.append(Table(f"{subject.label}: share of the variance", rows))
+
+    def rows_of(subject: Subject, picture: Picture, maps: Mapping[str, Any]) -> Iterator[Row]:
+        grid = subject.info.grid
+        tiles = [
+            colours(np.reshape(maps[str(layer)], (grid.height, grid.width, -1)) / 255, picture.size)
+            for layer in chosen[subject.label]
+        ]
+        names = ["photo", *(f"layer {layer}" for layer in chosen[subject.label])]
+        yield Row(f"{subject.label}: components 1, 2, 3 as red, green, blue", names, [picture, *tiles])
+
     line = f"components fitted on {len(fitted_on)} of {len(photos)} pictures, per layer"
     return picture_outcome(
         name="pca",
@@ -133,7 +143,7 @@ def analyse(
         explanation="Patches of one colour are alike to the encoder, also between pictures; colours of different "
         f"layers and encoders have nothing to do with each other ({line}).",
         photos=photos,
-        sheets=_sheets(subjects, photos, results, chosen),
+        sheets=encoder_sheets(subjects, photos, results, rows_of),
         tables=tables,
         lines=[line],
         frame=frame,
@@ -161,26 +171,6 @@ def _run(
         return rows
 
     return stream.run("pca", subject, encoder, photos, settings, work, frame)
-
-
-def _sheets(
-    subjects: Sequence[Subject],
-    photos: Sequence[Photo],
-    results: Mapping[str, Partial],
-    chosen: Mapping[str, Sequence[int]],
-) -> Iterator[Sheet]:
-    for photo, *values in zip(photos, *(results[subject.label].values(photos) for subject in subjects), strict=True):
-        picture = fit(photo.open())
-        rows = []
-        for subject, maps in zip(subjects, values, strict=True):
-            grid = subject.info.grid
-            tiles = [
-                colours(np.reshape(maps[str(layer)], (grid.height, grid.width, -1)) / 255, picture.size)
-                for layer in chosen[subject.label]
-            ]
-            names = ["photo", *(f"layer {layer}" for layer in chosen[subject.label])]
-            rows.append(Row(f"{subject.label}: components 1, 2, 3 as red, green, blue", names, [picture, *tiles]))
-        yield Sheet(photo.name, rows)
 
 
 def _digest(photos: Sequence[Photo]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fusionkit.analysis.outcome import Frame, Outcome, Table
+from fusionkit.analysis.overlay import Picture, fit
 from fusionkit.analysis.page import Figure, Section, page
+from fusionkit.analysis.partial import Partial
 from fusionkit.analysis.photos import Photo
-from fusionkit.analysis.sheet import Sheet
+from fusionkit.analysis.sheet import Row, Sheet
 from fusionkit.analysis.stream import parse_layers
 from fusionkit.analysis.subjects import Subject
 from fusionkit.errors import UsageError
@@ -28,6 +31,21 @@ def representative(text: str | None, subject: Subject, *, first: int = 0) -> tup
     if layers[0] < first:
         raise UsageError(f"--layers {text}: layer 0 is what goes into block 1 and has no attention; start at {first}")
     return layers
+
+
+def encoder_sheets(
+    subjects: Sequence[Subject],
+    photos: Sequence[Photo],
+    results: Mapping[str, Partial],
+    rows: Callable[[Subject, Picture, Any], Iterable[Row]],
+) -> Iterator[Sheet]:
+    """A sheet per picture: `rows(subject, picture, what was found in it)` of every encoder, below each other."""
+    for photo, *values in zip(photos, *(results[subject.label].values(photos) for subject in subjects), strict=True):
+        picture = fit(photo.open())
+        yield Sheet(
+            photo.name,
+            [row for subject, maps in zip(subjects, values, strict=True) for row in rows(subject, picture, maps)],
+        )
 
 
 def picture_outcome(

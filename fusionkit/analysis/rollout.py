@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from fusionkit.analysis import stream
 from fusionkit.analysis.capture import Scores, watch
 from fusionkit.analysis.outcome import Frame, Outcome, Table
-from fusionkit.analysis.overlay import SHARE, fit, heat, outline
+from fusionkit.analysis.overlay import SHARE, Picture, heat, outline
 from fusionkit.analysis.partial import Partial
 from fusionkit.analysis.photos import Photo
-from fusionkit.analysis.pictures import picture_outcome, representative
+from fusionkit.analysis.pictures import encoder_sheets, picture_outcome, representative
 from fusionkit.analysis.running import Running
-from fusionkit.analysis.sheet import Row, Sheet
+from fusionkit.analysis.sheet import Row
 from fusionkit.analysis.subjects import Subject
 from fusionkit.errors import UsageError
 from fusionkit.plugin import EncoderInfo
@@ -171,13 +171,25 @@ def analyse(
         f"{subject.label}: query {queries[subject.label].words}, heads by {fusion}, lowest {discard:.0%} of links discarded"
         for subject in subjects
     ]
+
+    def rows_of(subject: Subject, picture: Picture, maps: Mapping[str, Any]) -> Iterator[Row]:
+        shape = (subject.info.grid.height, subject.info.grid.width)
+        names = ["photo", *(f"layer {layer}" for layer in chosen[subject.label])]
+        for kind, what, paint in (
+            ("layer", "attention of the layer", heat),
+            ("cumulative", "rolled out from layer 1", heat),
+            ("layer", f"strongest {SHARE:.0%} of the layer", outline),
+        ):
+            tiles = [paint(picture, np.reshape(maps[kind][str(layer)], shape)) for layer in chosen[subject.label]]
+            yield Row(f"{subject.label}: {what}", names, [picture, *tiles])
+
     return picture_outcome(
         name="rollout",
         title="Attention rollout",
         explanation="Bright: looked at. Of each layer alone, of all layers up to it, and the strongest "
         f"{SHARE:.0%} of each layer outlined. " + ". ".join(lines) + ".",
         photos=photos,
-        sheets=_sheets(subjects, photos, results, chosen),
+        sheets=encoder_sheets(subjects, photos, results, rows_of),
         tables=tables,
         lines=lines,
         frame=frame,
@@ -206,28 +218,6 @@ def _run(
         ]
 
     return stream.run("rollout", subject, subject.open(frame.device), photos, settings, work, frame)
-
-
-def _sheets(
-    subjects: Sequence[Subject],
-    photos: Sequence[Photo],
-    results: Mapping[str, Partial],
-    chosen: Mapping[str, Sequence[int]],
-) -> Iterator[Sheet]:
-    for photo, *values in zip(photos, *(results[subject.label].values(photos) for subject in subjects), strict=True):
-        picture = fit(photo.open())
-        rows = []
-        for subject, maps in zip(subjects, values, strict=True):
-            shape = (subject.info.grid.height, subject.info.grid.width)
-            names = ["photo", *(f"layer {layer}" for layer in chosen[subject.label])]
-            for kind, what, paint in (
-                ("layer", "attention of the layer", heat),
-                ("cumulative", "rolled out from layer 1", heat),
-                ("layer", f"strongest {SHARE:.0%} of the layer", outline),
-            ):
-                tiles = [paint(picture, np.reshape(maps[kind][str(layer)], shape)) for layer in chosen[subject.label]]
-                rows.append(Row(f"{subject.label}: {what}", names, [picture, *tiles]))
-        yield Sheet(photo.name, rows)
 
 
 def _table(subject: Subject, partial: Partial, photos: Sequence[Photo], layers: Sequence[int], query: Query) -> Table:
