@@ -1,9 +1,11 @@
-"""Weights from the Hugging Face hub: say at once, and usefully, when they are not to be had."""
+"""Weights from the Hugging Face hub: say at once, and usefully, when they are not to be had or do not fit."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -36,4 +38,13 @@ def not_to_be_had(hub_id: str, reason: str, ways_on: str) -> BuildError:
     return BuildError(
         f"weights of '{hub_id}' are not in the local cache ({constants.HF_HUB_CACHE}) and cannot be downloaded: {reason}; "
         f"run once with a network, {ways_on}, or say `weights: random`"
+    )
+
+
+def misfits(report: Mapping[str, Any]) -> str:
+    """What a loading report of transformers says is missing, left over or of another shape, first names of each; or ''."""
+    return "; ".join(
+        f"{kind}: {', '.join(sorted(map(str, keys))[:3])}"
+        for kind in ("missing", "unexpected", "mismatched")
+        if (keys := report.get(f"{kind}_keys"))
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fusionkit.errors import ShapeError
+from fusionkit.errors import BuildError, ShapeError
 from fusionkit.plugin import BlockSite, EncoderInfo
 
 
@@ -93,6 +93,18 @@ def encoder_info(site: BlockSite) -> EncoderInfo:
     if not 0 <= min(site.layers) <= max(site.layers) <= site.info.depth:
         raise ShapeError(f"layers {list(site.layers)} are not all in 0..{site.info.depth}", field="select")
     return site.info
+
+
+def check_params(
+    model: nn.Module,
+    info: EncoderInfo,
+    kept: int,
+    differs: Callable[[EncoderInfo, str, object, object], BuildError],
+) -> None:
+    """Raise `differs(info, fact, planned, found)` unless the pruned model has the parameters that were planned."""
+    planned, found = info.count_params(kept), sum(parameter.numel() for parameter in model.parameters())
+    if planned != found:
+        raise differs(info, f"parameters up to layer {kept}", planned, found)
 
 
 def _join(numbers: Sequence[int]) -> str:

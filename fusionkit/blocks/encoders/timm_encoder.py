@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from fusionkit.blocks.encoders.base import LayerEncoder
+from fusionkit.blocks.encoders.base import LayerEncoder, check_params
 from fusionkit.blocks.encoders.specs import TimmConfig
 from fusionkit.blocks.encoders.tap import LayerTap
 from fusionkit.blocks.encoders.timm_facts import Blocks, find_blocks, prune
@@ -37,7 +37,7 @@ class TimmEncoder(LayerEncoder):
         blocks = _blocks_at(self.model, self.info)
         _compare(self.model, blocks, self.info, own_statistics=config.mean is None)
         prune(self.model, blocks, self.kept)
-        _compare_params(self.model, self.info, self.kept)
+        check_params(self.model, self.info, self.kept, _differs)
         self._tap = LayerTap(self.info.name, self.info.prefix_tokens, self.info.grid.tokens)
         self._tap.attach(blocks.items)
 
@@ -131,12 +131,6 @@ def _compare(model: nn.Module, blocks: Blocks, info: EncoderInfo, own_statistics
     for fact, (planned, found) in actual.items():
         if planned != found:
             raise _differs(info, fact, planned, found)
-
-
-def _compare_params(model: nn.Module, info: EncoderInfo, kept: int) -> None:
-    planned, found = info.count_params(kept), sum(parameter.numel() for parameter in model.parameters())
-    if planned != found:
-        raise _differs(info, f"parameters up to layer {kept}", planned, found)
 
 
 def _differs(info: EncoderInfo, fact: str, planned: object, found: object) -> BuildError:

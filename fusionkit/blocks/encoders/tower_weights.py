@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fusionkit.blocks.encoders.tower_facts import PREPROCESSOR, folder_statistics
 from fusionkit.errors import BuildError
-from fusionkit.hub import cached_file, check_reachable, not_to_be_had
+from fusionkit.hub import cached_file, check_reachable, misfits, not_to_be_had
 from fusionkit.plugin import EncoderInfo
 
 PRETRAINED, RANDOM = "pretrained", "random"
@@ -59,13 +59,8 @@ def _load(factory: Any, source: str, described: PreTrainedConfig, info: EncoderI
         raise BuildError(f"weights of '{source}' do not fit {info.name}: {_first_line(error)}") from error
     own = {name for name, _ in model.named_children()} | {model.base_model_prefix}
     report["unexpected_keys"] = [key for key in report.get("unexpected_keys", ()) if key.split(".")[0] in own]
-    faults = [
-        f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, report[kind]))[:3])}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if report.get(kind)
-    ]
-    if faults:
-        raise BuildError(f"weights of '{source}' do not fit {info.name}: {'; '.join(faults)}")
+    if faults := misfits(report):
+        raise BuildError(f"weights of '{source}' do not fit {info.name}: {faults}")
     return cast(PreTrainedModel, model)
 
 

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fusionkit.blocks.encoders.base import LayerEncoder
+from fusionkit.blocks.encoders.base import LayerEncoder, check_params
 from fusionkit.blocks.encoders.tap import LayerTap
 from fusionkit.blocks.encoders.tower_facts import tower_config
 from fusionkit.blocks.encoders.tower_parts import CLASSES, find_blocks, prune, transient_buffers
@@ -39,7 +39,7 @@ class TransformersEncoder(LayerEncoder):
         self.model = _create(config, self.info, self.tower, random=self.on_meta or config.weights == RANDOM)
         _compare(find_blocks(self.model, self.tower), self.info)
         prune(self.model, self.tower, self.kept)
-        _compare_params(self.model, self.info, self.kept)
+        check_params(self.model, self.info, self.kept, _differs)
         self._transient = transient_buffers(self.model) if self.on_meta else {}
         self._tap = LayerTap(self.info.name, self.info.prefix_tokens, self.info.grid.tokens)
         self._tap.attach(find_blocks(self.model, self.tower))
@@ -106,12 +106,6 @@ def _create(config: TransformersConfig, info: EncoderInfo, tower: Tower, random:
 def _compare(blocks: nn.ModuleList, info: EncoderInfo) -> None:
     if len(blocks) != info.depth:
         raise _differs(info, "depth", info.depth, len(blocks))
-
-
-def _compare_params(model: nn.Module, info: EncoderInfo, kept: int) -> None:
-    planned, found = info.count_params(kept), sum(parameter.numel() for parameter in model.parameters())
-    if planned != found:
-        raise _differs(info, f"parameters up to layer {kept}", planned, found)
 
 
 def _differs(info: EncoderInfo, fact: str, planned: object, found: object) -> BuildError:

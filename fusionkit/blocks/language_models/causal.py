@@ -17,7 +17,7 @@ from fusionkit.blocks.language_models.gguf_facts import is_gguf
 from fusionkit.blocks.language_models.quantized import quantize_decoder, require_bitsandbytes
 from fusionkit.blocks.language_models.specs import CausalConfig, decoder_config, describe_causal
 from fusionkit.errors import BuildError
-from fusionkit.hub import check_reachable, not_to_be_had
+from fusionkit.hub import check_reachable, misfits, not_to_be_had
 from fusionkit.ops.precision import default_dtype
 from fusionkit.plugin import BlockSite, LanguageModelInfo
 
@@ -159,13 +159,8 @@ def _from_pretrained(source: str, described: PreTrainedConfig, **options: Any) -
         )
     except (RuntimeError, ValueError) as error:
         raise BuildError(f"weights of '{named}' do not fit the planned decoder: {error}") from error
-    faults = [
-        f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, report[kind]))[:3])}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if report.get(kind)
-    ]
-    if faults:
-        raise BuildError(f"weights of '{named}' do not fit the planned decoder: {'; '.join(faults)}")
+    if faults := misfits(report):
+        raise BuildError(f"weights of '{named}' do not fit the planned decoder: {faults}")
     return cast(PreTrainedModel, model)
 
 
