@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from fusionkit.bench.peers.orthogonal import layer_norms
+from fusionkit.bench.peers.orthogonal import LayerLoop
 from fusionkit.bench.peers.peer import Peer, UnsuitableError
 from fusionkit.blocks.connectors.rope_cross_attention import RopeCrossAttention
 from fusionkit.blocks.connectors.specs import RopeCrossAttentionConfig
@@ -33,32 +31,20 @@ def library(name: str) -> ModuleType:
         raise UnsuitableError(f"{name} does not import here: {type(error).__name__}: {error}") from error
 
 
-class GeoTorchOrthogonal(nn.Module):
-    """V = Σ_l w_l Linear_l(LN_l(z_l)), each Linear under `geotorch.orthogonal`."""
+def geotorch_orthogonal(block: OrthogonalMixer) -> LayerLoop:
+    """The loop over layers, each Linear under `geotorch.orthogonal`."""
+    geotorch: Any = library("geotorch")
 
-    def __init__(self, block: OrthogonalMixer) -> None:
-        super().__init__()
-        geotorch: Any = library("geotorch")
-        self.norms = layer_norms(block.norm.weight, block.norm.bias)
-        self.logits = nn.Parameter(block.logits.detach().clone())
-        with torch.no_grad():
-            matrices = block.matrices()
-        if matrices.shape[1] != matrices.shape[2]:
+    def make(q_MD: Tensor, number: int) -> nn.Linear:
+        width_out, width_in = q_MD.shape
+        if width_out != width_in:
             raise UnsuitableError("geotorch's semi-orthogonal maps are another parametrisation")
-        self.projections = nn.ModuleList()
-        for q_MD in matrices:
-            linear = nn.Linear(q_MD.shape[1], q_MD.shape[0], bias=False, device=q_MD.device)
-            geotorch.orthogonal(linear, "weight")
-            linear.weight = q_MD  # its way to set a parametrised weight
-            self.projections.append(linear)
+        linear = nn.Linear(width_in, width_out, bias=False, device=q_MD.device)
+        geotorch.orthogonal(linear, "weight")
+        linear.weight = q_MD  # its way to set a parametrised weight
+        return linear
 
-    def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        w_L = self.logits.softmax(0)
-        terms = [
-            w_L[index] * self.projections[index % len(self.projections)](self.norms[index](x_BND))
-            for index, x_BND in enumerate(layers)
-        ]
-        return cast(Tensor, sum(terms[1:], terms[0]))
+    return LayerLoop(block, make)
 
 
 class XTransformersCrossAttention(nn.Module):
@@ -121,7 +107,7 @@ GEOTORCH = Peer(
     "geotorch",
     "mixers/orthogonal",
     "geotorch.orthogonal on each layer's Linear, in a loop",
-    lambda block, config: GeoTorchOrthogonal(cast(OrthogonalMixer, block)),
+    lambda block, config: geotorch_orthogonal(cast(OrthogonalMixer, block)),
 )
 X_TRANSFORMERS = Peer(
     "x_transformers",

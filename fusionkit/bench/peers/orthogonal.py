@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -17,21 +17,19 @@ from fusionkit.ops.mixing import EPS
 from fusionkit.plugin import BlockConfig
 
 
-class TorchOrthogonal(nn.Module):
-    """V = Σ_l w_l Linear_l(LN_l(z_l)) in a loop; every use of a weight evaluates its map, as torch does by default.
+class LayerLoop(nn.Module):
+    """V = Σ_l w_l Linear_l(LN_l(z_l)) in a loop, with the block's weights.
 
-    A shared map is one layer used L times, as in the released code, and is evaluated L times.
+    A shared map is one layer used L times, as in the released code. `make(Q, number)` gives the layer of one map.
     """
 
-    def __init__(self, block: OrthogonalMixer, *, cached: bool) -> None:
+    def __init__(self, block: OrthogonalMixer, make: Callable[[Tensor, int], nn.Linear]) -> None:
         super().__init__()
         self.norms = layer_norms(block.norm.weight, block.norm.bias)
         self.logits = nn.Parameter(block.logits.detach().clone())
         with torch.no_grad():
             matrices = block.matrices()
-        self.projections = nn.ModuleList(
-            orthogonal_linear(q_MD, cached=cached, seed=number) for number, q_MD in enumerate(matrices)
-        )
+        self.projections = nn.ModuleList(make(q_MD, number) for number, q_MD in enumerate(matrices))
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
         w_L = self.logits.softmax(0)
@@ -99,7 +97,10 @@ def layer_norms(weight_LD: Tensor, bias_LD: Tensor) -> nn.ModuleList:
 
 
 def _torch(cached: bool, block: nn.Module, config: BlockConfig) -> nn.Module:
-    return TorchOrthogonal(cast(OrthogonalMixer, block), cached=cached)
+    """Every use of a weight evaluates its map, as torch does by default, unless `cached`."""
+    return LayerLoop(
+        cast(OrthogonalMixer, block), lambda q_MD, number: orthogonal_linear(q_MD, cached=cached, seed=number)
+    )
 
 
 def _formula(cached: bool, block: nn.Module, config: BlockConfig) -> nn.Module:
