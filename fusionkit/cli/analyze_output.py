@@ -5,14 +5,14 @@ from __future__ import annotations
 import json as json_text
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusionkit.cli.output import emit, emit_json, note, table
+from fusionkit.cli.output import emit, emit_json, note, progress_bar, table
 from fusionkit.cli.writing import make_folder, replacing
 from fusionkit.errors import UsageError
 
@@ -126,26 +126,15 @@ def interruptible() -> Iterator[Progress]:
         raise
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> AbstractContextManager[Progress]:
     """A bar on a terminal, else a line every few seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    said_at, said = -QUIET, ""
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        said_at, said = -QUIET, ""
+    def say(what: str, done: int, total: int) -> None:
+        nonlocal said_at, said
+        now = time.monotonic()
+        if done == total or what != said or now - said_at > QUIET:
+            note(f"{what}: {done}/{total} pictures")
+            said_at, said = now, what
 
-        def say(what: str, done: int, total: int) -> None:
-            nonlocal said_at, said
-            now = time.monotonic()
-            if done == total or what != said or now - said_at > QUIET:
-                note(f"{what}: {done}/{total} pictures")
-                said_at, said = now, what
-
-        yield say
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("start")
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+    return progress_bar(say)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_text
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ import typer
 
 from fusionkit.cli.bench_options import Device, Dtype, Mode
 from fusionkit.cli.options import PluginOption, SetOption, load_plugins, open_recipe
-from fusionkit.cli.output import emit, note, table
+from fusionkit.cli.output import emit, note, progress_bar, table
 from fusionkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -232,24 +232,14 @@ def _sink(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     note(f"wrote {path}")
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> AbstractContextManager[Progress]:
     """A bar on a terminal, else a line for every case."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    last = ""
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        last = [""]
+    def say(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if what != last:
+            note(f"{what} ({done}/{total} rounds)")
+        last = what
 
-        def say(what: str, done: int, total: int) -> None:
-            if what != last[0]:
-                note(f"{what} ({done}/{total} rounds)")
-            last[0] = what
-
-        yield say
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("start")
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+    return progress_bar(say)

@@ -7,7 +7,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, TextIO
@@ -74,6 +75,26 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
 def is_fancy(stream: TextIO) -> bool:
     """Whether to use colour there: a terminal, and NO_COLOR not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+Rounds = Callable[[str, int, int], None]
+"""Told what is under way, how much of it is done, and of how much."""
+
+
+@contextmanager
+def progress_bar(otherwise: Rounds) -> Iterator[Rounds]:
+    """A bar on a terminal; `otherwise` is told where stderr is none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield otherwise
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("start")
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def watching(what: str) -> Callable[[Iterable[int]], Iterable[int]]:
