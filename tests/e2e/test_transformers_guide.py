@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_recipe import decoder, picture, recipe
 
 import fusionkit
 from fusionkit.model.checkpoint import save_checkpoint
 from fusionkit.model.processing import FusionProcessor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from model_recipe import decoder, picture, recipe
 
 GUIDE = Path(__file__).parents[2] / "docs" / "transformers.md"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from model_recipe import recipe
 from PIL import Image
 
 import fusionkit
@@ -18,9 +17,6 @@ from fusionkit.geometry import Box, Point, Size
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.plugin import EncoderInfo
 from fusionkit.sample import Provenance, Sample, Turn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from model_recipe import recipe
 
 NAMES = [name for name in registry.names("croppers") if "." not in name]
 TILES = {"size": 48, "patch": 4, "max_crops": 6, "margin_patches": [2, 2]}

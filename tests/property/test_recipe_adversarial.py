@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipe_blocks import TEXT, fake_blocks
 
 from fusionkit import registry
 from fusionkit.errors import RecipeError, RecipeSyntaxError, RecipeValidationError
@@ -26,9 +27,6 @@ from fusionkit.recipe.section import MAX_FAILED_LOOKUPS
 from fusionkit.recipe.source import MAX_BYTES, decode
 from fusionkit.recipe.tree import plain
 from fusionkit.recipe.yaml_subset import parse_yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from recipe_blocks import TEXT, fake_blocks
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from model_recipe import recipe
 from torch import nn
 
 import fusionkit
@@ -15,9 +13,6 @@ from fusionkit.model.modeling import FusionVLM
 from fusionkit.recipe.train_schema import AdamW, Muon
 from fusionkit.train.addresses import set_trainable
 from fusionkit.train.groups import assign, audit
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import recipe
 
 RATES = {
     "streams": 1e-4,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import exit_code
 from torch import Tensor, nn
 
 from fusionkit.bench import timing, variants
@@ -28,7 +29,6 @@ from fusionkit.bench.table import COLUMNS, cells, markdown
 from fusionkit.bench.timing import Quartiles, paired_ratios, run_rounds
 from fusionkit.bench.variants import Setting, prepare, variants_of
 from fusionkit.bench.work import Work, compare
-from fusionkit.cli.main import run as run_command
 from fusionkit.errors import NumericsError, ShapeError, UnknownBlockError, UsageError
 from fusionkit.geometry import Grid
 from fusionkit.ops.orthogonal import skew_matrix
@@ -376,14 +376,6 @@ TEMPER = BlockSpec(
 """
 
 
-def outcome(*words: object) -> int:
-    try:
-        run_command([str(word) for word in words])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 def test_the_command_measures_a_third_partys_block(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +385,7 @@ def test_the_command_measures_a_third_partys_block(
     plugin.write_text(PLUGIN)
     stored, drawn = tmp_path / "out.jsonl", tmp_path / "out.png"
     words = ("acme.temper", "mixers/softmax_sum", "--plugin", plugin, "--shape", "grid=4x4,width=16", "--rounds", 2)
-    assert outcome("bench", *words, "--json", stored, "--plot", drawn) == 0
+    assert exit_code("bench", *words, "--json", stored, "--plot", drawn) == 0
     shown = capsys.readouterr()
     assert "adapters/acme.temper" in shown.out
     assert "the same block run twice differs by" in shown.out
@@ -415,7 +407,7 @@ def test_the_command_measures_a_third_partys_block(
 def test_wrong_words_are_explained(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert outcome("bench", *words) == 2
+    assert exit_code("bench", *words) == 2
     assert message in capsys.readouterr().err
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from plan_recipe import loaded
 
 import fusionkit
 from fusionkit.errors import RecipeError, RecipeValidationError
 from fusionkit.geometry import Grid, LayerStackSpec
 from fusionkit.recipe.plan import plan
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plan_recipe import loaded
 
 SELECT, MIX, ALIGN = "select: {type: all}", "mix: {type: orthogonal", "memory: spatial, heads: 2"
 POOL = "pool: {type: average_pool, window: [2, 2]"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_recipe import picture, recipe
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -29,9 +28,6 @@ from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.model.token_log import TokenLog
 from fusionkit.sample import Prediction, Provenance, Sample, Turn
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import picture, recipe
 
 SIZE = Size(40, 30)
 Parts = tuple[FusionVLM, FusionProcessor, BoxGrammar]

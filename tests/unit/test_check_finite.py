@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_recipe import picture, recipe
 from torch import Tensor
 
 import fusionkit
@@ -15,9 +14,6 @@ from fusionkit.errors import NumericsError
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.model.runtime import Runtime
 from fusionkit.ops.finite import require_finite
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import picture, recipe
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_recipe import decoder, picture, recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import hub as transformers_hub
 
@@ -23,9 +24,6 @@ from fusionkit.model.checkpoint import load_checkpoint, save_checkpoint
 from fusionkit.model.folder import check_folder, find_checkpoint
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import decoder, picture, recipe
 
 
 @pytest.fixture(scope="module")

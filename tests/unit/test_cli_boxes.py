@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import exit_code
 from PIL import Image
 
-from fusionkit.cli.main import run
 from fusionkit.evaluate.draw import ANSWER, TRUTH
 
 ROW = {"id": 7, "size": [640, 480], "boxes": [[64, 48, 320, 240, "cat"]], "points": [[320, 120]]}
-
-
-def fusionkit(*words: object) -> int:
-    try:
-        run([str(word) for word in words])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def written(path: Path, *rows: Any) -> Path:
@@ -34,7 +26,7 @@ def read(text: str) -> list[dict[str, Any]]:
 
 
 def test_encode_writes_text_and_says_its_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fusionkit("boxes", "encode", written(tmp_path / "a.jsonl", ROW), "--to", "internvl") == 0
+    assert exit_code("boxes", "encode", written(tmp_path / "a.jsonl", ROW), "--to", "internvl") == 0
     out, err = capsys.readouterr()
     assert read(out) == [
         {"id": 7, "size": [640, 480], "text": "<ref>cat</ref><box>[[100, 100, 500, 500]]</box><box>[[500, 250]]</box>"}
@@ -45,12 +37,12 @@ def test_encode_writes_text_and_says_its_error(tmp_path: Path, capsys: pytest.Ca
 def test_decode_gives_pixels_and_names_malformed_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"size": [1000, 1000], "text": "<box>(0,0),(999,999)</box>"}, {"size": [10, 10], "text": "<box>(1,2"}]
     path, out = written(tmp_path / "a.jsonl", *rows), tmp_path / "out.jsonl"
-    assert fusionkit("boxes", "decode", path, "--from", "qwen_vl", "-o", out) == 0
+    assert exit_code("boxes", "decode", path, "--from", "qwen_vl", "-o", out) == 0
     first, second = read(out.read_text())
     assert (first["boxes"], first["points"], first["malformed"]) == ([[0.0, 0.0, 1000.0, 1000.0]], [], [])
     assert (second["boxes"], second["malformed"]) == ([], ["<box>(1,2"])
     assert f"{path}:2: malformed: <box>(1,2" in capsys.readouterr().err
-    assert fusionkit("boxes", "decode", path, "--from", "qwen_vl", "--strict") == 2
+    assert exit_code("boxes", "decode", path, "--from", "qwen_vl", "--strict") == 2
     assert f"error: {path}:2: '<box>(1,2' is no box" in capsys.readouterr().err
 
 
@@ -67,7 +59,7 @@ def test_transcode_keeps_words_and_states_the_error(tmp_path: Path, capsys: pyte
         },
     ]
     path = written(tmp_path / "a.jsonl", *rows)
-    assert fusionkit("boxes", "transcode", path, "--from", "paligemma", "--to", "coordinate_bins") == 0
+    assert exit_code("boxes", "transcode", path, "--from", "paligemma", "--to", "coordinate_bins") == 0
     out, err = capsys.readouterr()
     first, second = read(out)
     assert first["text"] == "see <BOX><COORD_0><COORD_500><COORD_999><COORD_999><END_BOX>"
@@ -85,10 +77,10 @@ def test_transcode_keeps_words_and_states_the_error(tmp_path: Path, capsys: pyte
 def test_every_pair_of_formats(source: str, to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = written(tmp_path / "a.jsonl", {"size": [640, 480], "boxes": [[64, 48, 320, 240]], "points": [[100, 200]]})
     middle, end = tmp_path / "b.jsonl", tmp_path / "c.jsonl"
-    assert fusionkit("boxes", "encode", start, "--to", source, "-o", middle) == 0
-    assert fusionkit("boxes", "transcode", middle, "--from", source, "--to", to, "-o", end) == 0
+    assert exit_code("boxes", "encode", start, "--to", source, "-o", middle) == 0
+    assert exit_code("boxes", "transcode", middle, "--from", source, "--to", to, "-o", end) == 0
     capsys.readouterr()
-    assert fusionkit("boxes", "decode", end, "--from", to) == 0
+    assert exit_code("boxes", "decode", end, "--from", to) == 0
     (row,) = read(capsys.readouterr().out)
     assert row["malformed"] == []
     assert row["boxes"][0][:4] == pytest.approx([64, 48, 320, 240], abs=21 if source == "kosmos2" else 1)
@@ -114,7 +106,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(
     row: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = written(tmp_path / "a.jsonl", ROW, row), tmp_path / "out.jsonl"
-    assert fusionkit("boxes", "encode", path, "--to", "internvl", "-o", out) == 2
+    assert exit_code("boxes", "encode", path, "--to", "internvl", "-o", out) == 2
     assert not out.exists()
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -123,14 +115,14 @@ def test_a_bad_row_is_named_and_nothing_is_written(
 
 def test_settings_and_unknown_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "a.jsonl", {"size": [100, 100], "points": [[100, 50]]})
-    assert fusionkit("boxes", "encode", path, "--to", "coordinate_bins,bins=11") == 0
+    assert exit_code("boxes", "encode", path, "--to", "coordinate_bins,bins=11") == 0
     assert read(capsys.readouterr().out)[0]["text"] == "<POINT><COORD_10><COORD_5><END_POINT>"
     for to, message in [
         ("coordinate_bins,bins=1", "bins"),
         ("coordinate_bins,bins", "NAME,SETTING"),
         ("coordinate_bin", "coordinate_bins"),
     ]:
-        assert fusionkit("boxes", "encode", path, "--to", to) == 2
+        assert exit_code("boxes", "encode", path, "--to", to) == 2
         assert message in capsys.readouterr().err
 
 
@@ -140,10 +132,10 @@ def test_draw_shows_predictions_and_truth(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "true.json").write_text(json.dumps({"boxes": [[20, 20, 60, 60]]}))
     out = tmp_path / "out.png"
     words = ("--from", "paligemma", "--truth", tmp_path / "true.json", "-o", out)
-    assert fusionkit("boxes", "draw", tmp_path / "p.png", tmp_path / "found.json", *words) == 0
+    assert exit_code("boxes", "draw", tmp_path / "p.png", tmp_path / "found.json", *words) == 0
     picture = Image.open(out)
     assert picture.getpixel((200, 101)) == ANSWER
     assert picture.getpixel((21, 21)) == TRUTH
     (tmp_path / "bad.json").write_text(json.dumps([{"boxes": [[1]]}]))
-    assert fusionkit("boxes", "draw", tmp_path / "p.png", tmp_path / "bad.json", "-o", out) == 2
+    assert exit_code("boxes", "draw", tmp_path / "p.png", tmp_path / "bad.json", "-o", out) == 2
     assert "bad.json: object 1: boxes[0] must be 4 numbers" in capsys.readouterr().err

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import exit_code
 
 from fusionkit import registry
-from fusionkit.cli.main import run
 from fusionkit.recipe import load_recipe
 from fusionkit.recipe.lock import lock, unlock
 
@@ -31,15 +31,6 @@ SHIFT = BlockSpec(
     plan=lambda config, inputs, target: BlockPlan.of(inputs["input"]),
 )
 """
-
-
-def outcome(*words: str | Path) -> int:
-    """The exit code of a command."""
-    try:
-        run([str(word) for word in words])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +53,7 @@ def mine(tmp_path: Path) -> Path:
 
 # ----------------------------------------------------------------------------------------------------- validate
 def test_validate_counts_what_is_valid(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("validate", mine, "molmo") == 0
+    assert exit_code("validate", mine, "molmo") == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{mine}: valid, 2 streams, 18 blocks",
         "molmo: valid, 1 stream, 14 blocks",
@@ -74,7 +65,7 @@ def test_validate_prints_all_problems_of_all_recipes(mine: Path, capsys: pytest.
     wrong.write_text(BASE + "fusion:\n  align: {haeds: 8}\n  pool: {window: 2}\n")
     broken = mine.with_name("broken.yaml")
     broken.write_text("a: [1\n")
-    assert outcome("validate", wrong, mine, broken) == 2
+    assert exit_code("validate", wrong, mine, broken) == 2
     printed = capsys.readouterr()
     assert printed.out == f"{mine}: valid, 2 streams, 18 blocks\n"
     assert printed.err.splitlines() == [
@@ -85,14 +76,14 @@ def test_validate_prints_all_problems_of_all_recipes(mine: Path, capsys: pytest.
 
 
 def test_validate_prints_json(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("validate", mine, "--json") == 0
+    assert exit_code("validate", mine, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
         "valid": True,
         "recipes": [
             {"recipe": str(mine), "valid": True, "problems": [], "streams": 2, "blocks": 18, "unnamed_requirements": []}
         ],
     }
-    assert outcome("validate", mine, "--json", "--set", "sequence_length=0") == 2
+    assert exit_code("validate", mine, "--json", "--set", "sequence_length=0") == 2
     [result] = json.loads(capsys.readouterr().out)["recipes"]
     [problem] = result["problems"]
     assert (problem["address"], problem["source"]) == ("sequence_length", "--set sequence_length=0")
@@ -100,11 +91,11 @@ def test_validate_prints_json(mine: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_validate_knows_the_blocks_of_a_plugin_file(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine.write_text(BASE + "fusion:\n  shift: {type: my.shift, amount: 2}\n")
-    assert outcome("validate", mine) == 2
+    assert exit_code("validate", mine) == 2
     assert "no step called 'my.shift' is installed" in capsys.readouterr().err
     plugin = mine.with_name("my_shift.py")
     plugin.write_text(PLUGIN)
-    assert outcome("validate", mine, "--plugin", plugin) == 0
+    assert exit_code("validate", mine, "--plugin", plugin) == 0
 
 
 def test_validate_asks_for_the_plugins_that_are_used(mine: Path, site: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,29 +105,29 @@ def test_validate_asks_for_the_plugins_that_are_used(mine: Path, site: Any, caps
     points = {"fusionkit.adapters": {"vend.scale": "vend_scale.spec:SCALE"}}
     site.install("vend-scale", "1.2.3", entry_points=points, modules=modules)
     mine.write_text(BASE + "fusion:\n  scale: {type: vend.scale}\n")
-    assert outcome("validate", mine) == 0
+    assert exit_code("validate", mine) == 0
     assert capsys.readouterr().err == (
         f'note: {mine} uses plugins that it does not name; add `requires: ["vend-scale>=1.2"]`, '
         "and whoever lacks one is told what to install\n"
     )
     mine.write_text(BASE + 'requires: ["Vend_Scale>=1"]\nfusion:\n  scale: {type: vend.scale}\n')
-    assert outcome("validate", mine) == 0
+    assert exit_code("validate", mine) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_validate_needs_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("validate") == 2
+    assert exit_code("validate") == 2
     assert "RECIPE" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- diff
 def test_diff_of_a_recipe_with_itself_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("diff", "come_vl", "come_vl") == 0
+    assert exit_code("diff", "come_vl", "come_vl") == 0
     assert capsys.readouterr().out == "the same\n"
 
 
 def test_diff_shows_blocks_shapes_and_totals(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("diff", "come_vl", "come_vl_pooled_first") == 0
+    assert exit_code("diff", "come_vl", "come_vl_pooled_first") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["streams.semantic.steps.pool", "added", "-", "attention_pool"] in rows
     assert ["fusion.pool", "removed", "attention_pool", "-"] in rows
@@ -144,14 +135,14 @@ def test_diff_shows_blocks_shapes_and_totals(capsys: pytest.CaptureFixture[str])
 
 
 def test_diff_changes_the_second_recipe_only_and_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("diff", "come_vl", "come_vl", "--set", "fusion.align.heads=18", "--json") == 0
+    assert exit_code("diff", "come_vl", "come_vl", "--set", "fusion.align.heads=18", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["changes"] == [{"address": "fusion.align.heads", "kind": "changed", "before": 9, "after": 18}]
     assert not found["equal"]
 
 
 def test_diff_of_what_cannot_be_planned_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("diff", "come_vl", "come_vl", "--set", "fusion.align.heads=7") == 0
+    assert exit_code("diff", "come_vl", "come_vl", "--set", "fusion.align.heads=7") == 0
     printed = capsys.readouterr()
     assert "fusion.align.heads" in printed.out
     assert printed.err.startswith("shapes and costs are left out: --set fusion.align.heads=7: fusion.align.heads: ")
@@ -160,19 +151,19 @@ def test_diff_of_what_cannot_be_planned_says_so(capsys: pytest.CaptureFixture[st
 # --------------------------------------------------------------------------------------------------------- lock
 def test_lock_writes_what_it_prints_and_check_accepts_it(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = mine.with_name("mine.lock.json")
-    assert outcome("lock", mine, "-o", file) == 0
-    assert outcome("lock", mine, "--json") == 0
+    assert exit_code("lock", mine, "-o", file) == 0
+    assert exit_code("lock", mine, "--json") == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == json.loads(file.read_text()) == lock(load_recipe(mine))
     assert printed.err == f"wrote {file}\n"
     assert load_recipe(unlock(json.loads(file.read_text()))) == load_recipe(mine)
-    assert outcome("lock", mine, "--check", file) == 0
-    assert outcome("lock", mine, "--check", file, "--set", "fusion.align.heads=3") == 2
+    assert exit_code("lock", mine, "--check", file) == 0
+    assert exit_code("lock", mine, "--check", file, "--set", "fusion.align.heads=3") == 2
     assert "fusion.align.heads: 3 here, 9 in the lock" in capsys.readouterr().err
 
 
 def test_lock_in_short_names_hash_and_versions(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("lock", "come_vl") == 0
+    assert exit_code("lock", "come_vl") == 0
     text = capsys.readouterr().out
     assert "model        sha256:" in text
     assert "torch " in text
@@ -184,9 +175,9 @@ def test_lock_check_takes_a_checkpoint_folder_and_reports_other_versions(
     locked = lock(load_recipe(mine))
     locked["environment"]["distributions"]["torch"] = "1.0"
     (tmp_path / "lock.json").write_text(json.dumps(locked))
-    assert outcome("lock", mine, "--check", tmp_path) == 0
+    assert exit_code("lock", mine, "--check", tmp_path) == 0
     assert "distributions.torch: 1.0 then, " in capsys.readouterr().out
-    assert outcome("lock", mine, "--check", tmp_path, "--json") == 0
+    assert exit_code("lock", mine, "--check", tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["equal"] is True
 
 
@@ -206,7 +197,7 @@ def test_what_is_no_lock_is_a_clear_error(
     file = mine.with_name("x.json")
     if text is not None:
         file.write_bytes(text.encode("latin-1"))
-    assert outcome("lock", mine, "--check", file) == 2
+    assert exit_code("lock", mine, "--check", file) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert said in error
@@ -214,7 +205,7 @@ def test_what_is_no_lock_is_a_clear_error(
 
 def test_a_lock_that_cannot_be_written_leaves_nothing(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = mine.with_name("nowhere") / "x.json"
-    assert outcome("lock", mine, "-o", file) == 2
+    assert exit_code("lock", mine, "-o", file) == 2
     assert capsys.readouterr().err == f"error: {file}: cannot be written: No such file or directory\n"
 
 
@@ -228,7 +219,7 @@ def test_a_full_disk_leaves_the_old_file(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert outcome("lock", mine, "-o", file) == 2
+    assert exit_code("lock", mine, "-o", file) == 2
     assert capsys.readouterr().err == f"error: {file}: cannot be written: No space left on device\n"
     assert file.read_text() == "old"
     assert sorted(path.name for path in file.parent.iterdir()) == ["mine.yaml", "x.json"]
@@ -240,19 +231,19 @@ def test_schema_has_every_installed_block_and_those_of_plugin_files(
 ) -> None:
     plugin = tmp_path / "my_shift_too.py"
     plugin.write_text(PLUGIN.replace("my.shift", "my.shift_too").replace("my_shift:", "my_shift_too:"))
-    assert outcome("schema", "--plugin", plugin) == 0
+    assert exit_code("schema", "--plugin", plugin) == 0
     definitions = json.loads(capsys.readouterr().out)["$defs"]
     assert "adapters.my.shift_too" in definitions
     assert definitions["mixers.orthogonal"]["properties"]["type"]["const"] == "orthogonal"
     assert {"$ref": "#/$defs/mixers.orthogonal"} in definitions["step"]["oneOf"]
     file = tmp_path / "schema.json"
-    assert outcome("schema", "-o", file) == 0
+    assert exit_code("schema", "-o", file) == 0
     assert "mixers.orthogonal" in json.loads(file.read_text())["$defs"]
 
 
 # ------------------------------------------------------------------------------------------------------- export
 def test_export_follows_extends_and_reads_back(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("export", mine) == 0
+    assert exit_code("export", mine) == 0
     text = capsys.readouterr().out
     again = mine.with_name("again.yaml")
     again.write_text(text)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import exit_code
 from PIL import Image
+from released_checkpoint import RELEASED, SMALL, checkpoint, fused, semantic_layers, shapes
 from safetensors.torch import save_file
 from torch import Tensor
 
 import fusionkit
-from fusionkit.cli.main import run
 from fusionkit.errors import CheckpointError, UsageError
 from fusionkit.model.checkpoint import load_checkpoint
 from fusionkit.model.convert import convert, plan_conversion, usual_dtype
@@ -23,9 +23,6 @@ from fusionkit.model.convert_source import open_tensors
 from fusionkit.model.convert_table import ConversionTable, Rule, load_table
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.recipe import load_recipe
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from released_checkpoint import RELEASED, SMALL, checkpoint, fused, semantic_layers, shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "come_vl_released"
@@ -260,14 +257,6 @@ def recipe_file(tmp_path: Path) -> Path:
     return path
 
 
-def outcome(*words: str) -> int:
-    try:
-        run(words)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 @pytest.mark.parametrize("kind", ["safetensors", "folder", "pt"])
 def test_the_command_writes_a_checkpoint_that_answers(
     tmp_path: Path, recipe_file: Path, released: dict[str, Tensor], kind: str, capsys: pytest.CaptureFixture[str]
@@ -281,11 +270,11 @@ def test_the_command_writes_a_checkpoint_that_answers(
     given = source.parent if kind == "folder" else source
     out = tmp_path / "out"
     table = str(ROOT / "recipes" / "conversions" / f"{NAME}.json")
-    assert outcome("convert", str(recipe_file), str(given), "--out", str(out), "--table", table) == 0
+    assert exit_code("convert", str(recipe_file), str(given), "--out", str(out), "--table", table) == 0
     text = capsys.readouterr().out
     assert "904 tensors used, 37 dead, none left over" in text
     assert "vision_backbone.merger.* (4 tensors)" in text
-    assert outcome("convert", str(recipe_file), str(given), "--out", str(out), "--table", table) == 2
+    assert exit_code("convert", str(recipe_file), str(given), "--out", str(out), "--table", table) == 2
     assert "is there already; give another --out" in capsys.readouterr().err
     report = json.loads((out / "conversion.json").read_text())
     assert len(report["used"]) + len(report["dead"]) == len(released)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from model_recipe import picture, recipe, sample
 from PIL import Image
 from torch import Tensor
 
@@ -31,9 +30,6 @@ from fusionkit.plugin import EncoderInfo
 from fusionkit.testing.checks.croppers import check_regions_tell_padding
 from fusionkit.testing.subjects import CheckFailed, Subject
 from fusionkit.train.stage_model import StageModel
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import picture, recipe, sample
 
 
 def info(size: tuple[int, int], stride: tuple[int, int]) -> EncoderInfo:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import exit_code
 from PIL import Image
 
 from fusionkit.blocks.datasets.specs import SyntheticScenesConfig
 from fusionkit.blocks.datasets.synthetic_scenes import SyntheticScenes
 from fusionkit.cli import data as verb
-from fusionkit.cli.main import run
 from fusionkit.data.check import Finding, check
 from fusionkit.data.contact_sheet import COLOURS, contact_sheet
 from fusionkit.data.read import read_jsonl
@@ -38,15 +38,6 @@ def add(path: Path, *rows: Any) -> None:
 
 def asking(answer: str, **more: Any) -> dict[str, Any]:
     return {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": answer}]} | more
-
-
-def fusionkit(*words: str) -> int:
-    """Run the command line; its exit code."""
-    try:
-        run(words)
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 # ------------------------------------------------------------------------------------------------------ the report
@@ -137,7 +128,7 @@ def test_a_page_of_nothing_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------ the command line
 def test_check_prints_counts_and_writes_the_sheet(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = written.parent / "sheet.png"
-    assert fusionkit("data", "check", str(written), "-o", str(sheet)) == 0
+    assert exit_code("data", "check", str(written), "-o", str(sheet)) == 0
     out, err = capsys.readouterr()
     assert f"{written}: 5 rows, 5 usable, 0 broken" in out
     assert "pictures   48x48 pixels" in out
@@ -148,7 +139,7 @@ def test_check_prints_counts_and_writes_the_sheet(written: Path, capsys: pytest.
 
 def test_check_ends_with_2_when_rows_are_broken(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add(written, *["{"] * 25)
-    assert fusionkit("data", "check", str(written)) == 2
+    assert exit_code("data", "check", str(written)) == 2
     out, err = capsys.readouterr()
     assert "  line 6: not valid JSON" in out
     assert "  and 5 more; --json lists all" in out
@@ -158,7 +149,7 @@ def test_check_ends_with_2_when_rows_are_broken(written: Path, capsys: pytest.Ca
 
 def test_check_as_json(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add(written, "{")
-    assert fusionkit("data", "check", str(written), "--json") == 2
+    assert exit_code("data", "check", str(written), "--json") == 2
     report = json.loads(capsys.readouterr().out)
     assert (report["rows"], report["usable"], report["largest"]) == (6, 5, {"width": 48, "height": 48})
     assert [finding["line"] for finding in report["broken"]] == [6]
@@ -168,7 +159,7 @@ def test_check_as_json(written: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_check_without_a_drawable_row_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add(tmp_path / "d.jsonl", asking("yes"))
-    assert fusionkit("data", "check", str(tmp_path / "d.jsonl"), "-o", str(tmp_path / "sheet.png")) == 0
+    assert exit_code("data", "check", str(tmp_path / "d.jsonl"), "-o", str(tmp_path / "sheet.png")) == 0
     assert "sheet.png is not written: no usable row has a picture" in capsys.readouterr().err
 
 
@@ -180,12 +171,12 @@ def test_check_without_a_drawable_row_says_so(tmp_path: Path, capsys: pytest.Cap
     ],
 )
 def test_sheets_that_cannot_be_written(written: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fusionkit("data", "check", str(written), "-o", str(written.parent / name)) == 2
+    assert exit_code("data", "check", str(written), "-o", str(written.parent / name)) == 2
     assert text in capsys.readouterr().err
 
 
 def test_check_of_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fusionkit("data", "check", str(tmp_path / "no.jsonl")) == 2
+    assert exit_code("data", "check", str(tmp_path / "no.jsonl")) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -201,13 +192,13 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("recipe")
 def test_sample_writes_pictures_and_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fusionkit("data", "sample", "any", "-n", "2", "-o", str(tmp_path / "a")) == 0
+    assert exit_code("data", "sample", "any", "-n", "2", "-o", str(tmp_path / "a")) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path == tmp_path / "a" / "questions.jsonl"
     assert [len(sample.turns) for sample in read_jsonl(path)] == [6, 6]
     assert check(path).broken == []
     assert (
-        fusionkit("data", "sample", "any", "-n", "2", "--evaluation", "synthetic_scenes", "-o", str(tmp_path / "b"))
+        exit_code("data", "sample", "any", "-n", "2", "--evaluation", "synthetic_scenes", "-o", str(tmp_path / "b"))
         == 0
     )
     assert (tmp_path / "b" / "000.png").read_bytes() != (tmp_path / "a" / "000.png").read_bytes()
@@ -224,7 +215,7 @@ def test_sample_writes_pictures_and_questions(tmp_path: Path, capsys: pytest.Cap
 def test_sample_says_what_there_is(
     tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fusionkit("data", "sample", "any", "-o", str(tmp_path), *words) == 2
+    assert exit_code("data", "sample", "any", "-o", str(tmp_path), *words) == 2
     assert f"error: {message}" in capsys.readouterr().err
 
 
@@ -232,11 +223,11 @@ def test_sample_of_a_recipe_without_evaluations(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(verb, "open_recipe", lambda *arguments: SimpleNamespace(evaluate=()))
-    assert fusionkit("data", "sample", "any") == 2
+    assert exit_code("data", "sample", "any") == 2
     assert "the recipe has no `evaluate` section to take samples from" in capsys.readouterr().err
 
 
 def test_help_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("check", "sample"):
-        assert fusionkit("data", name, "--help") == 0
+        assert exit_code("data", name, "--help") == 0
         assert f"fusionkit data {name}" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_recipe import recipe
 from PIL import Image
 
 import fusionkit
@@ -16,9 +17,6 @@ from fusionkit import registry
 from fusionkit.model.runtime import Runtime
 from fusionkit.recipe.plan_table import read_by, to_dict
 from fusionkit.testing import CheckFailed, checks_for
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import recipe
 
 HERE = Path(__file__).parent
 NAMES = ("test.strides", "test.oblong", "test.naflex")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from model_recipe import recipe
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import fusionkit
@@ -18,9 +18,6 @@ from fusionkit.blocks.language_models.gguf_facts import gguf_config, gguf_vocabu
 from fusionkit.blocks.language_models.specs import CausalConfig, describe_causal
 from fusionkit.errors import BuildError, ShapeError
 from fusionkit.plugin import BlockSite
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import recipe
 
 WIDTH, HEADS, KEY_VALUES, LAYERS, HIDDEN = 64, 4, 2, 2, 96
 KINDS = ["llama", "qwen2", "qwen3"]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from plan_recipe import loaded
 
 from fusionkit.recipe import load_recipe
 from fusionkit.recipe.graph import ANSWER, PICTURE, TEXT, Graph, graph_of, mermaid
 from fusionkit.recipe.graph_layout import BOX_WIDTH, Layout, PlacedBox, place
 from fusionkit.recipe.graph_svg import fitted, svg
 from fusionkit.recipe.plan import plan
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plan_recipe import loaded
 
 STREAM = {"encoder": {"type": "small_vit"}, "select": {"type": "last"}}
 MIXED = {

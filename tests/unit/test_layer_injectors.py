@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_recipe import picture, recipe, sample
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,9 +23,6 @@ from fusionkit.ops.placement import Placement
 from fusionkit.ops.tokens import Tokens
 from fusionkit.plugin import BlockSite
 from fusionkit.sample import Turn
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import picture, recipe, sample
 
 GATED = {"type": "gated_cross_attention", "input": "pool", "layers": [1, 2], "heads": 2, "gate_init": 0.8}
 DEEP = {"type": "deepstack", "layers": [1], "when": "after"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from model_recipe import decoder, picture, recipe, sample
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 import fusionkit
@@ -22,9 +22,6 @@ from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.sample import Sample
 from fusionkit.train.run import train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import decoder, picture, recipe, sample
 
 # PEFT asks transformers by a name that transformers is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -5,12 +5,12 @@ Texts of merging, `extends`, `requires` and `--set` are tested in test_recipe_me
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from recipe_blocks import TEXT, fake_blocks
 
 from fusionkit.errors import (
     LockMismatchError,
@@ -23,9 +23,6 @@ from fusionkit.errors import (
 from fusionkit.recipe import load_recipe, yaml_subset
 from fusionkit.recipe.source import decode
 from fusionkit.recipe.yaml_subset import parse_yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from recipe_blocks import TEXT, fake_blocks
 
 
 def lines(folder: Path, text: str) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from model_recipe import picture, recipe, sample
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fusionkit
@@ -18,9 +16,6 @@ from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.new_rows import ordinal_code, train_only_rows
 from fusionkit.model.processing import IGNORED, FusionProcessor
 from fusionkit.sample import Turn
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import picture, recipe, sample
 
 TENSORS = ("input_ids", "attention_mask", "labels", "visual_index", "pixel_values_")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_recipe import recipe, sample
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,9 +22,6 @@ from fusionkit.ops.maps import OrthogonalMaps
 from fusionkit.ops.orthogonal import cayley, exponential, haar, orthogonal_matrices, skew_count
 from fusionkit.ops.precision import full_matmul
 from fusionkit.ops.step import step
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import recipe, sample
 
 SHAPES = [(6, 6), (6, 4), (4, 6)]
 

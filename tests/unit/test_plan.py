@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_recipe import loaded, written
 
 from fusionkit import override, registry
 from fusionkit.errors import PluginError, UsageError
@@ -22,9 +23,6 @@ from fusionkit.recipe.licences import licence_note
 from fusionkit.recipe.plan import Plan, plan
 from fusionkit.recipe.plan_budget import Layouts
 from fusionkit.recipe.plan_table import COLUMNS, in_bytes, layer_ranges, parts, picture, rows, scaled
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plan_recipe import loaded, written
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from plan_recipe import loaded
 
 from fusionkit.errors import PlanError
 from fusionkit.recipe import load_recipe
 from fusionkit.recipe.plan import plan
 from fusionkit.recipe.planning import suggestion
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plan_recipe import loaded
 
 Change = tuple[str, str]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import exit_code
 from PIL import Image
 
 from fusionkit import registry
-from fusionkit.cli.main import run
 from fusionkit.data.short_blocks import make_block, read_block
 from fusionkit.errors import UsageError
 from fusionkit.geometry import Box, Size
@@ -25,14 +25,6 @@ BOXES = {
     "three.jpg": [[0, 0, 640, 480]],
 }
 SPLITS = {"one.jpg": "val", "two.jpg": "testA", "three.jpg": "testB"}
-
-
-def fusionkit(*words: object) -> int:
-    try:
-        run([str(word) for word in words])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -57,7 +49,7 @@ def data(root: Path) -> str:
 
 
 def asked(root: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    assert fusionkit("boxes", "questions", "--data", data(root)) == 0
+    assert exit_code("boxes", "questions", "--data", data(root)) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -95,7 +87,7 @@ def test_answers_of_every_family_are_scored(
 ) -> None:
     form = "molmo_points,pairs=boxes" if form == "molmo_points" else form
     file = answers(tmp_path / "a.jsonl", asked(root, capsys), form, [True, True, True, False])
-    assert fusionkit("boxes", "score", file, "--data", data(root), "--from", form, "--json") == 0
+    assert exit_code("boxes", "score", file, "--data", data(root), "--from", form, "--json") == 0
     rows = {(row["questions"], row["metric"]): row for row in json.loads(capsys.readouterr().out)}
     assert rows["", "box_accuracy"]["value"] == 0.75
     assert rows["", "box_accuracy"]["low"] < 0.75 < rows["", "box_accuracy"]["high"]
@@ -109,10 +101,10 @@ def test_boxes_in_pixels_and_answers_in_order_need_no_format(
 ) -> None:
     rows = [{"boxes": [[box.x0, box.y0, box.x1, box.y1, "cat"]]} for box in TRUTH]
     file = written(tmp_path / "a.jsonl", rows)
-    assert fusionkit("boxes", "score", file, "--data", data(root), "--metric", "box_accuracy,threshold=0.9") == 0
+    assert exit_code("boxes", "score", file, "--data", data(root), "--metric", "box_accuracy,threshold=0.9") == 0
     assert "box_accuracy,threshold=0.9  1.000" in capsys.readouterr().out
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    assert fusionkit("boxes", "score", tmp_path / "a.json", "--data", data(root)) == 0
+    assert exit_code("boxes", "score", tmp_path / "a.json", "--data", data(root)) == 0
 
 
 def test_two_runs_are_compared_on_the_same_questions(
@@ -122,7 +114,7 @@ def test_two_runs_are_compared_on_the_same_questions(
     new = answers(tmp_path / "new.jsonl", rows, "norm1000", [True, True, True, False])
     old = answers(tmp_path / "old.jsonl", rows[::1], "norm1000", [True, False, False, False])
     words = ("--data", data(root), "--from", "norm1000", "--against", old, "--metric", "box_accuracy")
-    assert fusionkit("boxes", "score", new, *words, "--json") == 0
+    assert exit_code("boxes", "score", new, *words, "--json") == 0
     found = json.loads(capsys.readouterr().out)["differences"]
     assert [(row["questions"], row["difference"]) for row in found] == [
         ("", 0.5),
@@ -131,7 +123,7 @@ def test_two_runs_are_compared_on_the_same_questions(
         ("val", 0.5),
     ]
     assert found[0]["low"] <= 0.5 <= found[0]["high"]
-    assert fusionkit("boxes", "score", new, *words, "-o", tmp_path / "report") == 0
+    assert exit_code("boxes", "score", new, *words, "-o", tmp_path / "report") == 0
     assert "difference" in capsys.readouterr().out
     kept = json.loads((tmp_path / "report" / "scores.json").read_text())
     assert kept["differences"] == found
@@ -144,9 +136,9 @@ def test_what_evaluate_wrote_can_be_scored_again(
 ) -> None:
     file = answers(tmp_path / "a.jsonl", asked(root, capsys), "paligemma", [True, False, True, False])
     words = ("--data", data(root), "--json")
-    assert fusionkit("boxes", "score", file, *words, "--from", "paligemma", "-o", tmp_path / "report") == 0
+    assert exit_code("boxes", "score", file, *words, "--from", "paligemma", "-o", tmp_path / "report") == 0
     first = capsys.readouterr().out
-    assert fusionkit("boxes", "score", tmp_path / "report" / "answers.jsonl", *words) == 0
+    assert exit_code("boxes", "score", tmp_path / "report" / "answers.jsonl", *words) == 0
     assert capsys.readouterr().out == first
 
 
@@ -155,7 +147,7 @@ def test_malformed_answers_count_as_wrong_and_are_counted(
 ) -> None:
     rows = [{"text": "<loc0000><loc0000><loc1023"}, {"text": "I see nothing"}, {"text": ""}, {"text": "<loc0000><loc0000><loc1023><loc1023>"}]  # fmt: skip
     file = written(tmp_path / "a.jsonl", rows)
-    assert fusionkit("boxes", "score", file, "--data", data(root), "--from", "paligemma", "--json") == 0
+    assert exit_code("boxes", "score", file, "--data", data(root), "--from", "paligemma", "--json") == 0
     accuracy = json.loads(capsys.readouterr().out)[0]
     assert (accuracy["value"], accuracy["count"], accuracy["malformed"]) == (0.25, 4, 0.25)
 
@@ -176,7 +168,7 @@ def test_answers_that_do_not_fit_are_named(
     rows: list[Any], message: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = written(tmp_path / "a.jsonl", rows)
-    assert fusionkit("boxes", "score", file, "--data", data(root), "--from", "norm1000") == 2
+    assert exit_code("boxes", "score", file, "--data", data(root), "--from", "norm1000") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -193,10 +185,10 @@ def test_other_mistakes_are_told(root: Path, tmp_path: Path, capsys: pytest.Capt
         (("--data", data(root), "--from", "none"), "none"),
     ]
     for words, message in cases:
-        assert fusionkit("boxes", "score", file, *words) == 2
+        assert exit_code("boxes", "score", file, *words) == 2
         assert message in capsys.readouterr().err
     written(file, [{"id": name, "text": ""} for name in ids])
-    assert fusionkit("boxes", "score", file, "--data", data(root), "--metric", "count_accuracy") == 2
+    assert exit_code("boxes", "score", file, "--data", data(root), "--metric", "count_accuracy") == 2
     assert (
         "count_accuracy: for none of these 4 questions (of kind box); name others with --metric"
         in capsys.readouterr().err
@@ -206,13 +198,13 @@ def test_other_mistakes_are_told(root: Path, tmp_path: Path, capsys: pytest.Capt
         ({"boxes": [], "malformed": 3}, "a.jsonl:1: 'malformed' must be a list of texts, got a number"),
     ):
         written(file, [row] * 4)
-        assert fusionkit("boxes", "score", file, "--data", data(root)) == 2
+        assert exit_code("boxes", "score", file, "--data", data(root)) == 2
         assert message in capsys.readouterr().err
     file.write_text('{"boxes": [[0, 0, 1e999, 4]]}\n' * 4)
-    assert fusionkit("boxes", "score", file, "--data", data(root)) == 2
+    assert exit_code("boxes", "score", file, "--data", data(root)) == 2
     assert "a.jsonl:1: boxes[0] must be 4 numbers" in capsys.readouterr().err
     written(file, [{"other": 1}] * 4)
-    assert fusionkit("boxes", "score", file, "--data", data(root)) == 2
+    assert exit_code("boxes", "score", file, "--data", data(root)) == 2
     assert "a.jsonl:1: expected 'text', or 'boxes' and 'points'; it has 'other'" in capsys.readouterr().err
 
 
@@ -222,7 +214,7 @@ def test_an_answer_to_another_question_is_refused(
     rows = asked(root, capsys)
     rows[0]["question"] = rows[1]["question"]
     file = written(tmp_path / "a.jsonl", [row | {"text": ""} for row in rows])
-    assert fusionkit("boxes", "score", file, "--data", data(root), "--from", "norm1000") == 2
+    assert exit_code("boxes", "score", file, "--data", data(root), "--from", "norm1000") == 2
     assert "a.jsonl:1: answers 'Locate thing 1.', but refs.json:0#0 asks 'Locate thing 0.'" in capsys.readouterr().err
 
 
@@ -230,16 +222,16 @@ def test_a_sheet_shows_the_worst_first(root: Path, tmp_path: Path, capsys: pytes
     file = answers(tmp_path / "a.jsonl", asked(root, capsys), "norm1000", [True, True, True, False])
     out = tmp_path / "sheet.png"
     words = ("boxes", "sheet", file, "--data", data(root), "--from", "norm1000", "-o", out)
-    assert fusionkit(*words, "-n", 1) == 0
+    assert exit_code(*words, "-n", 1) == 0
     assert f"wrote {out} with 1 of 4 answers (worst)" in capsys.readouterr().err
     page = open_picture(out)
     assert page.width == 480 + 24  # scaled down
     corner = np.asarray(page)[14:20, 470:500].reshape(-1, 3).tolist()
     assert any(red > 200 and green < 120 > blue for red, green, blue in corner)  # the wrong box is at the top right
     for order, width in (("best", 3), ("spread", 2)):
-        assert fusionkit(*words, "-n", width, "--order", order) == 0
+        assert exit_code(*words, "-n", width, "--order", order) == 0
         assert picture_size(out).width == width * (480 + 12) + 12
-    assert fusionkit(*words[:-1], tmp_path / "sheet.txt") == 2
+    assert exit_code(*words[:-1], tmp_path / "sheet.txt") == 2
     assert "expected a name that ends in .png" in capsys.readouterr().err
 
 
@@ -250,10 +242,10 @@ def test_points_are_ranked_by_f1(tmp_path: Path, capsys: pytest.CaptureFixture[s
     written(tmp_path / "points.jsonl", rows)
     written(tmp_path / "a.jsonl", [{"text": '<point x="10.0" y="10.0">x</point>'}, {"text": "none"}])
     words = ("--data", f"pixmo,root={tmp_path},parts=[points]", "--from", "molmo_points")
-    assert fusionkit("boxes", "score", tmp_path / "a.jsonl", *words, "--json") == 0
+    assert exit_code("boxes", "score", tmp_path / "a.jsonl", *words, "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["metric"], row["value"], row["precision"], row["recall"]) == ("pointing", 0.5, 0.5, 0.5)
-    assert fusionkit("boxes", "sheet", tmp_path / "a.jsonl", *words, "-o", tmp_path / "s.png", "-n", 1) == 0
+    assert exit_code("boxes", "sheet", tmp_path / "a.jsonl", *words, "-o", tmp_path / "s.png", "-n", 1) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_blocks import TEXT, fake_blocks
 
 from fusionkit.errors import LockMismatchError
 from fusionkit.recipe import Recipe, load_recipe
 from fusionkit.recipe.lock import check_lock, lock, unlock
 from fusionkit.recipe.tree import plain
 from fusionkit.recipe.yaml_subset import parse_yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from recipe_blocks import TEXT, fake_blocks
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_blocks import TEXT, fake_blocks
 
 from fusionkit.errors import Problem, RecipeError
 from fusionkit.recipe import load_recipe
@@ -16,9 +16,6 @@ from fusionkit.recipe.merge import merge
 from fusionkit.recipe.overrides import override
 from fusionkit.recipe.tree import Leaf, Origin, Table, locate, plain
 from fusionkit.recipe.yaml_subset import parse_yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from recipe_blocks import TEXT, fake_blocks
 
 
 @pytest.fixture(autouse=True)

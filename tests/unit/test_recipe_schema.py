@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from recipe_blocks import TEXT, Join, Loss, Mix, Score, fake_blocks
+from recipe_schema_check import Schema
 
 import fusionkit
 from fusionkit import discovery
@@ -24,11 +25,6 @@ from fusionkit.recipe.names import MODULE_ATTRIBUTES, RESERVED, fault_of
 from fusionkit.recipe.train_schema import AdamW, Cosine, FlatThenLinear, Muon
 from fusionkit.recipe.tree import plain
 from fusionkit.recipe.yaml_subset import parse_yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from recipe_blocks import TEXT, Join, Loss, Mix, Score, fake_blocks
-from recipe_schema_check import Schema
 
 SHIPPED = sorted(entry.address for entry in discovery.recipes() if entry.prefix == "builtin")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_recipe import recipe, sample
 
 import fusionkit
 from fusionkit.blocks.objectives.answer_tokens import AnswerTokens
@@ -17,9 +16,6 @@ from fusionkit.model.processing import FusionProcessor
 from fusionkit.model.shared_prefix import find_prefix, forward_shared
 from fusionkit.plugin import BlockSite
 from fusionkit.train.stage_model import TEXT
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import recipe, sample
 
 LFM2 = {
     "type": "causal",

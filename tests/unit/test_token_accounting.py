@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_recipe import decoder, picture, recipe, sample
 from torch import Tensor
 from transformers import AddedToken
 
@@ -22,9 +21,6 @@ from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.pictures import Pictures
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.plugin import IMAGE_TOKEN
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import decoder, picture, recipe, sample
 
 CROPPERS = {
     "resize": {"type": "resize", "size": 24},

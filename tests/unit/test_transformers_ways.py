@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_recipe import decoder, picture, recipe, sample
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
@@ -19,9 +20,6 @@ from fusionkit.geometry import Box, Size
 from fusionkit.model.checkpoint import save_checkpoint
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.processing import FusionProcessor
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import decoder, picture, recipe, sample
 
 TILES = {"type": "overlap_tiles", "size": 24, "patch": 4, "max_crops": 4, "margin_patches": [2, 2]}
 LFM2 = {

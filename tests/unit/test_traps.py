@@ -12,12 +12,12 @@ import importlib
 import json
 import pickle
 import pkgutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from model_recipe import recipe, sample
 from PIL import Image
 
 import fusionkit
@@ -29,9 +29,6 @@ from fusionkit.ops.maps import OrthogonalMaps
 from fusionkit.ops.tokens import Tokens
 from fusionkit.plugin import BlockSite
 from fusionkit.sample import Prediction, Provenance, Sample, Turn
-
-sys.path.insert(0, str(Path(__file__).parent))
-from model_recipe import recipe, sample
 
 TESTS = Path(__file__).parents[1]
 HERE = "unit/test_traps.py"
