@@ -85,6 +85,7 @@ def command(
       fusionkit train tiny --data mine.jsonl -o runs/mine
       fusionkit train tiny -o runs/seed1 --set train.seed=1
       torchrun --nproc-per-node 2 -m fusionkit train tiny -o runs/two
+      accelerate launch --multi_gpu --num_processes 2 -m fusionkit train tiny -o runs/two
       accelerate launch --use_fsdp --fsdp_version 2 -m fusionkit train mine.yaml -o runs/mine
     """
     load_plugins(plugin)

@@ -90,6 +90,8 @@ def train(
     execution = execution or Execution()
     check_trackers(execution.report_to)
     world.join()
+    if say is not None and world.size() > 1 and world.is_main():
+        say(f"{world.size()} processes train together ({'FSDP2' if execution.shard == 'fsdp2' else 'DDP'})")
     if resume and output.exists():
         return _tidy_finished(output, started)
     partial = _open(recipe, output, resume=resume, overwrite=overwrite)
