@@ -158,6 +158,25 @@ def test_ctrl_c_loses_nothing(
         (("rollout", "small_vit", "photos", "--layers", "0-2"), "layer 0 is what goes into block 1"),
         (("gradcam", "checkpoint:tiny", "photos", "-q", " "), "the question is empty"),
         (("gradcam", "checkpoint:nobody", "photos", "-q", "x"), "no checkpoint 'checkpoint:nobody' is shipped"),
+        (("probe", "small_vit"), "name at least one encoder, then the pictures"),
+        (("probe", "small_vit", "synthetic_scens"), "did you mean 'synthetic_scenes'"),
+        (("probe", "small_vit", "synthetic_scenes,size=big"), "size: must be an integer, got 'big'"),
+        (("probe", "small_vit", "synthetic_scenes,samples=2"), "has 2 samples; a probe needs at least 4"),
+        (
+            ("probe", "small_vit", "synthetic_scenes,seed=5", "--entropy", "nowhere.json"),
+            "--entropy nowhere.json: No such file",
+        ),
+        (
+            ("probe", "small_vit", "synthetic_scenes,seed=5", "--entropy", "photos/0.png"),
+            "not a report of `fusionkit analyze entropy`",
+        ),
+        (("redundancy", "small_vit", "nowhere"), "nowhere: no such file or folder"),
+        (("redundancy", "small_vit", "photos", "--layers", "1-9"), "has layers 0..2, not 3"),
+        (("gates", "checkpoint:nobody"), "no checkpoint 'checkpoint:nobody' is shipped"),
+        (("gates", "nowhere"), "nowhere"),
+        (("correspond", "checkpoint:tiny", "small_vit", "photos"), "expected two encoders to compare, got 3"),
+        (("correspond", "small_vit", "small_vit", "photos"), "named twice"),
+        (("correspond", "small_vit", "small_conv", "photos/0.png"), "expected at least 4 pictures"),
     ],
 )
 def test_wrong_commands_end_with_a_line_that_says_how_to_go_on(
@@ -170,7 +189,7 @@ def test_wrong_commands_end_with_a_line_that_says_how_to_go_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     told = fusionkit("analyze", *words, "-o", "out")
-    assert told.code == 2
+    assert told.code == 2, told.err
     assert message in told.err
     assert told.err.startswith("error: ")
 

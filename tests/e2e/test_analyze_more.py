@@ -157,39 +157,6 @@ def _close(left: Any, right: Any) -> bool:
     return left == pytest.approx(right, abs=1e-4) if isinstance(left, float) else left == right
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("probe", "small_vit"), "name at least one encoder, then the pictures"),
-        (("probe", "small_vit", "synthetic_scens"), "did you mean 'synthetic_scenes'"),
-        (("probe", "small_vit", "synthetic_scenes,size=big"), "size: must be an integer, got 'big'"),
-        (("probe", "small_vit", "synthetic_scenes,samples=2"), "has 2 samples; a probe needs at least 4"),
-        (("probe", "small_vit", DATA, "--entropy", "nowhere.json"), "--entropy nowhere.json: No such file"),
-        (("probe", "small_vit", DATA, "--entropy", "photos/0.png"), "not a report of `fusionkit analyze entropy`"),
-        (("redundancy", "small_vit", "nowhere"), "nowhere: no such file or folder"),
-        (("redundancy", "small_vit", "photos", "--layers", "1-9"), "has layers 0..2, not 3"),
-        (("gates", "checkpoint:nobody"), "no checkpoint 'checkpoint:nobody' is shipped"),
-        (("gates", "nowhere"), "nowhere"),
-        (("correspond", "checkpoint:tiny", "small_vit", "photos"), "expected two encoders to compare, got 3"),
-        (("correspond", "small_vit", "small_vit", "photos"), "named twice"),
-        (("correspond", "small_vit", "small_conv", "photos/0.png"), "expected at least 4 pictures"),
-    ],
-)
-def test_wrong_commands_end_with_a_line_that_says_how_to_go_on(
-    fusionkit: Callable[..., Any],
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: tuple[str, ...],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    told = fusionkit("analyze", *words, "-o", "out")
-    assert told.code == 2, told.err
-    assert message in told.err
-    assert told.err.startswith("error: ")
-
-
 def test_the_reports_in_a_browser(
     fusionkit: Callable[..., Any], in_browser: Callable[[Path, str], Any], photos: Path, tmp_path: Path
 ) -> None:

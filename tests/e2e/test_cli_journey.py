@@ -12,48 +12,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from temper_block import TEMPER
 
 from fusionkit.cli.main import VERBS
 
 Fusionkit = Callable[..., Any]
-
-PLUGIN = """
-from typing import Literal
-
-from pydantic import PositiveFloat
-from torch import nn
-
-from fusionkit.plugin import API_VERSION, BlockPlan, BlockSpec, StepConfig
-
-
-class TemperConfig(StepConfig):
-    type: Literal["acme.temper"] = "acme.temper"
-    factor: PositiveFloat = 0.5
-
-
-def plan_temper(config, inputs, target_width):
-    return BlockPlan.of(inputs["input"], reads=[inputs["input"]])
-
-
-class Temper(nn.Module):
-    def __init__(self, config, site):
-        super().__init__()
-        self.factor = config.factor
-
-    def forward(self, tokens):
-        return tokens.with_x(tokens.x_BND * self.factor)
-
-
-TEMPER = BlockSpec(
-    api=API_VERSION,
-    family="adapters",
-    config=TemperConfig,
-    plan=plan_temper,
-    factory="my_block:Temper",
-    summary="scale tokens by a constant",
-    guarantees=frozenset({"token_count", "grid"}),
-)
-"""
 
 
 @pytest.fixture
@@ -82,7 +45,7 @@ def as_json(succeeds: Callable[..., str]) -> Callable[..., Any]:
 @pytest.fixture
 def with_plugin(here: Path, small: Path) -> list[str]:
     """A recipe that uses a block of a local file, and the option that loads it."""
-    (here / "my_block.py").write_text(PLUGIN)
+    (here / "my_block.py").write_text(TEMPER)
     text = small.read_text()
     assert "  project:" in text
     small.write_text(text.replace("  project:", "  calm: {type: acme.temper, factor: 0.25}\n  project:"))

@@ -10,6 +10,17 @@ from PIL import Image
 from fusionkit.geometry import Box, Size
 from fusionkit.sample import Provenance, Sample, Turn
 
+DECODER = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "pad_token_id": 0,
+}
+"""Sizes of a decoder small enough for every test."""
+
 
 def recipe(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
@@ -39,17 +50,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "language_model": {
             "type": "token_shift",
             "tokenizer": "builtin:tiny",
-            "config": {
-                "model_type": "llama",
-                "hidden_size": 24,
-                "intermediate_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "vocab_size": 512,
-                "tie_word_embeddings": True,
-                "pad_token_id": 0,
-            },
+            "config": {"model_type": "llama", **DECODER, "tie_word_embeddings": True},
             "new_rows": {"init": "ordinal", "std": 0.3},
         },
         "box_tokenizer": {"type": "coordinate_bins", "bins": 20},
@@ -59,17 +60,8 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 def decoder(model_type: str = "qwen2", **fields: Any) -> dict[str, Any]:
     """A `causal` language model small enough for every test; pass `language_model=decoder("llama")` to `recipe`."""
-    config = {
-        "model_type": model_type,
-        "hidden_size": 24,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": 512,
-        "pad_token_id": 0,
-    }
-    return {"type": "causal", "tokenizer": "builtin:tiny", "config": config | fields}
+    config = {"model_type": model_type, **DECODER, **fields}
+    return {"type": "causal", "tokenizer": "builtin:tiny", "config": config}
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:

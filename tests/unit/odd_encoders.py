@@ -7,7 +7,7 @@ patches and an input of unequal sides; `test.naflex` takes pictures of any shape
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch import ones as torch_ones
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fusionkit.plugin import BlockConfig, BlockSite, BlockSpec, EncoderInfo, Grid, ShapeError
 
-HALF = (0.5, 0.5, 0.5)
+COMMON: Any = {"prefix_tokens": 0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "licence": "none"}
 
 
 class Odd(nn.Module):
@@ -73,10 +73,7 @@ def describe_strides(config: StridesConfig) -> EncoderInfo:
         width=16,
         stride=(8, 8),
         input_size=(32, 48),
-        prefix_tokens=0,
-        mean=HALF,
-        std=HALF,
-        licence="none",
+        **COMMON,
         count_params=lambda deepest: sum(weights[layer] + WIDTHS[layer] for layer in range(deepest + 1)),
         count_flops=count_flops,
         layer_strides=tuple((stride, stride) for stride in STRIDES),
@@ -108,10 +105,7 @@ def describe_oblong(config: OblongConfig) -> EncoderInfo:
         width=12,
         stride=(4, 8),
         input_size=(24, 64),
-        prefix_tokens=0,
-        mean=HALF,
-        std=HALF,
-        licence="none",
+        **COMMON,
         count_params=lambda deepest: (96 + 1) * 12 + deepest * (144 + 12),
         count_flops=lambda deepest, grid: 2 * grid.tokens * (96 * 12 + deepest * 144),
     )
@@ -141,10 +135,7 @@ def describe_naflex(config: NaflexConfig) -> EncoderInfo:
         width=16,
         stride=(8, 8),
         input_size=(32, 32),
-        prefix_tokens=0,
-        mean=HALF,
-        std=HALF,
-        licence="none",
+        **COMMON,
         count_params=lambda deepest: (192 + 1) * 16 + 2 * 16 + deepest * 4 * (256 + 16),
         count_flops=lambda deepest, grid: (
             2 * grid.tokens * (192 * 16 + deepest * 4 * 256) + deepest * 4 * grid.tokens**2 * 16
@@ -191,29 +182,18 @@ def _places(shown_BL: Tensor) -> Tensor:
     return (shown_BL.cumsum(1) - 0.5) / shown_BL.sum(1, keepdim=True).clamp(min=1)
 
 
-SUMMARY = "For tests."
-STRIDES_SPEC = BlockSpec(
-    api=1,
-    family="encoders",
-    config=StridesConfig,
-    describe=describe_strides,
-    factory="odd_encoders:Strides",
-    summary=SUMMARY,
-)
-OBLONG_SPEC = BlockSpec(
-    api=1,
-    family="encoders",
-    config=OblongConfig,
-    describe=describe_oblong,
-    factory="odd_encoders:Oblong",
-    summary=SUMMARY,
-)
-NAFLEX_SPEC = BlockSpec(
-    api=1,
-    family="encoders",
-    config=NaflexConfig,
-    describe=describe_naflex,
-    factory="odd_encoders:Naflex",
-    guarantees=frozenset({"padding_ignored"}),
-    summary=SUMMARY,
-)
+def _spec(name: str, config: type[BlockConfig], describe: Callable[[Any], EncoderInfo], *guarantees: str) -> BlockSpec:
+    return BlockSpec(
+        api=1,
+        family="encoders",
+        config=config,
+        describe=describe,
+        factory=f"odd_encoders:{name}",
+        guarantees=frozenset(guarantees),
+        summary="For tests.",
+    )
+
+
+STRIDES_SPEC = _spec("Strides", StridesConfig, describe_strides)
+OBLONG_SPEC = _spec("Oblong", OblongConfig, describe_oblong)
+NAFLEX_SPEC = _spec("Naflex", NaflexConfig, describe_naflex, "padding_ignored")

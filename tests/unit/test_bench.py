@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import exit_code
+from temper_block import TEMPER
 from torch import Tensor, nn
 
 from fusionkit.bench import timing, variants
@@ -349,40 +350,13 @@ def test_another_block_can_be_the_peer() -> None:
 
 
 # ------------------------------------------------------------------------------------------------- command
-PLUGIN = """
-from typing import Literal
-from torch import nn
-from fusionkit.plugin import API_VERSION, BlockPlan, BlockSpec, StepConfig
-
-
-class Config(StepConfig):
-    type: Literal["acme.temper"] = "acme.temper"
-    factor: float = 0.5
-
-
-class Temper(nn.Module):
-    def __init__(self, config, site):
-        super().__init__()
-        self.factor = config.factor
-
-    def forward(self, tokens):
-        return tokens.with_x(tokens.x_BND * self.factor)
-
-
-TEMPER = BlockSpec(
-    api=API_VERSION, family="adapters", config=Config, factory="bench_plugin:Temper", summary="Scales.",
-    plan=lambda config, inputs, target: BlockPlan.of(inputs["input"], reads=[inputs["input"]]),
-)
-"""
-
-
 def test_the_command_measures_a_third_partys_block(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fusionkit.bench.ceilings.SIDE", {"cpu": 32})
     monkeypatch.setattr("fusionkit.bench.ceilings.COPY_BYTES", {"cpu": 4096})
     plugin = tmp_path / "bench_plugin.py"
-    plugin.write_text(PLUGIN)
+    plugin.write_text(TEMPER.replace("my_block", plugin.stem))
     stored, drawn = tmp_path / "out.jsonl", tmp_path / "out.png"
     words = ("acme.temper", "mixers/softmax_sum", "--plugin", plugin, "--shape", "grid=4x4,width=16", "--rounds", 2)
     assert exit_code("bench", *words, "--json", stored, "--plot", drawn) == 0

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 from pydantic import ValidationError
@@ -397,18 +395,16 @@ def test_folders_without_weights_are_named(tokenizer: str, tmp_path: Path) -> No
         describe_causal(CausalConfig(model=str(tmp_path)))
 
 
-def test_pretrained_weights_that_cannot_be_had_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("fusionkit.hub.getproxies", dict)
-
-    def unknown(host: str, port: int) -> None:
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+def test_pretrained_weights_that_cannot_be_had_say_what_to_do(unreachable_hub: Path) -> None:
     with pytest.raises(BuildError) as caught:
         loaded(CausalConfig(model="Qwen/Qwen2-0.5B"))
-    for part in ("'Qwen/Qwen2-0.5B'", str(tmp_path), "cannot be reached", "folder of a snapshot", "`weights: random`"):
+    for part in (
+        "'Qwen/Qwen2-0.5B'",
+        str(unreachable_hub),
+        "cannot be reached",
+        "folder of a snapshot",
+        "`weights: random`",
+    ):
         assert part in str(caught.value)
 
 

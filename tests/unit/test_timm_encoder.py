@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import socket
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -256,15 +255,9 @@ def test_paths_without_weights_are_named(tmp_path: Path, make: Any, message: str
         build(TINY, weights=str(tmp_path / "weights"))
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """An empty cache; the test decides about the network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    return monkeypatch
-
-
-def test_pretrained_weights_that_cannot_be_had_say_what_to_do(hub: pytest.MonkeyPatch) -> None:
-    hub.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+@pytest.mark.usefixtures("empty_hub_cache")
+def test_pretrained_weights_that_cannot_be_had_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BuildError) as caught:
         build(TINY, weights="pretrained")
     text = str(caught.value)
@@ -272,13 +265,8 @@ def test_pretrained_weights_that_cannot_be_had_say_what_to_do(hub: pytest.Monkey
         assert part in text
 
 
-def test_a_hub_that_cannot_be_reached_is_told_at_once(hub: pytest.MonkeyPatch) -> None:
-    def unknown(host: str, port: int) -> None:
-        raise socket.gaierror(-2, "Name or service not known")
-
-    hub.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    hub.setattr("fusionkit.hub.getproxies", dict)
-    hub.setattr(socket, "getaddrinfo", unknown)
+@pytest.mark.usefixtures("unreachable_hub")
+def test_a_hub_that_cannot_be_reached_is_told_at_once() -> None:
     with pytest.raises(BuildError, match=r"cannot be downloaded: .* cannot be reached \(.*Name or service"):
         build(TINY, weights="pretrained")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -291,28 +290,17 @@ def test_paths_without_weights_are_named(tmp_path: Path) -> None:
         build(described("vit", weights=str(tmp_path / "empty")))
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """An empty cache; the test decides about the network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    return monkeypatch
-
-
-def test_pretrained_weights_that_cannot_be_had_say_what_to_do(hub: pytest.MonkeyPatch) -> None:
-    hub.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+@pytest.mark.usefixtures("empty_hub_cache")
+def test_pretrained_weights_that_cannot_be_had_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BuildError) as caught:
         build(TransformersConfig(model="facebook/dinov3-vits16-pretrain-lvd1689m", revision="main"))
     for part in ("'facebook/dinov3-vits16-pretrain-lvd1689m'", "local cache", "HF_HUB_OFFLINE", "`weights: random`"):
         assert part in str(caught.value)
 
 
-def test_a_hub_that_cannot_be_reached_is_told_at_once(hub: pytest.MonkeyPatch) -> None:
-    def unknown(host: str, port: int) -> None:
-        raise socket.gaierror(-2, "Name or service not known")
-
-    hub.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    hub.setattr("fusionkit.hub.getproxies", dict)
-    hub.setattr(socket, "getaddrinfo", unknown)
+@pytest.mark.usefixtures("unreachable_hub")
+def test_a_hub_that_cannot_be_reached_is_told_at_once() -> None:
     with pytest.raises(BuildError, match=r"cannot be downloaded: .* cannot be reached \(.*Name or service"):
         build(TransformersConfig(model="facebook/dinov2-small"))
 
