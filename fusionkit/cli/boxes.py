@@ -11,8 +11,8 @@ import typer
 
 from fusionkit.cli.boxes_score import questions, score, sheet
 from fusionkit.cli.options import PluginOption, load_plugins
-from fusionkit.cli.output import emit, note, watching
-from fusionkit.cli.writing import check_picture_name, write_picture, write_text
+from fusionkit.cli.output import note, watching
+from fusionkit.cli.writing import check_picture_name, print_or_write, write_picture
 from fusionkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -181,12 +181,7 @@ def _write(file: Path, convert: Callable[[Row, Size, int], Row], found: Converte
     from fusionkit.data.convert_boxes import convert_file
 
     lines = [jsonlib.dumps(row, ensure_ascii=False) for row in convert_file(file, convert, found, watching(file.name))]
-    if output is None:
-        for line in lines:
-            emit(line)
-    else:
-        write_text(output, "\n".join(lines) + "\n")
-        note(f"wrote {output} with {found.rows} rows, {found.items} boxes and points")
+    print_or_write(lines, output, f"{found.rows} rows, {found.items} boxes and points")
 
 
 def _say_malformed(file: Path, found: Converted) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from fusionkit.cli.options import JsonOption, PluginOption, load_plugins
 from fusionkit.cli.output import emit, emit_json, note, table, watching
-from fusionkit.cli.writing import check_picture_name, make_folder, write_picture, write_text
+from fusionkit.cli.writing import check_picture_name, make_folder, print_or_write, write_picture
 
 if TYPE_CHECKING:
     from fusionkit.evaluate.scores import Answered
@@ -51,12 +51,7 @@ def questions(
 
     asked = questions_of(samples_of(make_block("datasets", data), watching("reading")))
     lines = [jsonlib.dumps(question_row(*each), ensure_ascii=False) for each in asked]
-    if output is None:
-        for line in lines:
-            emit(line)
-    else:
-        write_text(output, "\n".join(lines) + "\n")
-        note(f"wrote {output} with {len(lines)} questions")
+    print_or_write(lines, output, f"{len(lines)} questions")
 
 
 def score(

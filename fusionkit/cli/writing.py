@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionkit.cli.output import note
+from fusionkit.cli.output import emit, note
 from fusionkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file. Raises UsageError."""
     with replacing(path) as staging:
         staging.write_text(text, encoding="utf-8")
+
+
+def print_or_write(lines: Sequence[str], output: Path | None, what: str) -> None:
+    """Lines to stdout, or to a file, saying `what` is in it. Raises UsageError."""
+    if output is None:
+        for line in lines:
+            emit(line)
+    else:
+        write_text(output, "\n".join(lines) + "\n")
+        note(f"wrote {output} with {what}")
 
 
 def write_json(path: Path, data: Any) -> None:
