@@ -78,7 +78,10 @@ def run(
         def on_round(done: int, name: str = case.name, before: int = number * rounds) -> None:
             on_progress(name, before + done, rounds * len(cases))
 
-        yield from _run_case(case, variants, setting, (rounds, seconds), common, on_round)
+        def on_check(variant: str, name: str = case.name, before: int = number * rounds) -> None:
+            on_progress(f"{name}: checking {variant}", before, rounds * len(cases))
+
+        yield from _run_case(case, variants, setting, (rounds, seconds), common, on_check, on_round)
         gc.collect()  # the next case may be as large
     yield from (_ceiling_row(common, setting, each, "after") for each in measure_ceilings(setting, ceiling_scale))
 
@@ -89,6 +92,7 @@ def _run_case(
     setting: Setting,
     limits: tuple[int, float | None],
     common: Mapping[str, Any],
+    on_check: Callable[[str], None],
     on_round: Callable[[int], None],
 ) -> list[Row]:
     contenders = [_Contender(variant) for variant in variants]
@@ -100,11 +104,13 @@ def _run_case(
                 ours = contenders[0]
                 contender.work, contender.error, contender.counts = first, ours.error, ours.counts
                 continue
+            on_check(contender.variant.name)
             _make_ready(contender, setting, references, first)
             first = first or contender.work
         except Exception as error:  # a block or peer may raise anything; it becomes its row
             contender.fail(error)
     references.clear()
+    on_round(0)
     before = clock(setting.device)
     works = {contender.variant.name: contender.work for contender in contenders if contender.work is not None}
     found = run_rounds(works, limits[0], timer(torch.device(setting.device)), on_round, seconds=limits[1])
@@ -137,25 +143,35 @@ def _make_ready(
     built = first.module if isinstance(first, Work) else None
     work = prepare(variant, setting, built)
     if isinstance(work, Work):
-        deep = isinstance(case, Whole) or case.site.info is not None
+        deep = _is_deep(case)
         if address not in references:
             # A block that has run may have folded; one as large as an encoder is not built twice.
             plain = work if deep or variant.name == REFERENCE else prepare(Variant(REFERENCE, case), setting)
-            references[address] = exact(cast(Work, plain).module, work.arguments, setting.mode)
+            references[address] = exact(cast(Work, plain).module, work.arguments, setting.mode, in_place=deep)
         results = work.results()
-        if variant.peer is None or variant.peer.same:
+        if _is_same(variant):
             contender.error = compare(results, references[address], DTYPES[setting.dtype], deep=deep)
         contender.counts = count(work)
     contender.work = work
 
 
+def _is_same(variant: Variant) -> bool:
+    """Whether it computes the function of its block."""
+    return variant.peer is None or variant.peer.same(variant.case.config)  # type: ignore[union-attr]  # steps only
+
+
+def _is_deep(case: AnyCase) -> bool:
+    """Whether it is an encoder, a decoder or a whole vision side: many layers, and large."""
+    return isinstance(case, Whole) or case.site.info is not None
+
+
 def _require_memory(case: AnyCase, setting: Setting) -> None:
-    """Raises UnsuitableError where the weights, in the run's type and in float64, would not fit."""
-    need = case.costs.params * (DTYPES[setting.dtype].itemsize + 8)
+    """Raises UnsuitableError where the weights would not fit in float64; for a small block, beside its own."""
+    need = case.costs.params * (8 if _is_deep(case) else DTYPES[setting.dtype].itemsize + 8)
     free = free_bytes(setting.device)
     if free is not None and need > free:
         raise UnsuitableError(
-            f"needs {need / 2**30:.1f} GiB for its weights and a float64 copy of them, {free / 2**30:.1f} are free"
+            f"needs {need / 2**30:.1f} GiB to check its weights in float64, {free / 2**30:.1f} are free"
         )
 
 
@@ -163,11 +179,11 @@ def _result(contender: _Contender, reference: Sequence[float], setting: Setting,
     """The part of a row that is the variant's own."""
     variant, counts, error = contender.variant, contender.counts, contender.error
     flops, moved = costs(variant.case, setting)
-    known = flops + moved > 0  # without a formula there is no share of a limit
+    known = flops + moved > 0 and _is_same(variant)  # without its own formula there is no share of a limit
     found: Row = {
         "variant": variant.name,
         "peer_of": variant.peer_of or None,
-        "computes": variant.case.address if variant.peer is None or variant.peer.same else variant.name,
+        "computes": variant.case.address if _is_same(variant) else variant.name,
         "backend": variant.backend or "eager",
         "shape": variant.case.shape,
         "config": variant.case.options,

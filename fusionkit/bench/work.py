@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,14 +110,35 @@ class Error:
     where: str
 
 
-def exact(module: nn.Module, arguments: Arguments, mode: str) -> dict[str, Tensor]:
-    """The results of a float64 copy of a block, with nothing folded and no map shared, on the same numbers."""
-    module64 = copy.deepcopy(module).double()
-    if mode == "fwd":
-        module64.requires_grad_(False)  # so that the grad mode below records no graph
-    work = Work(module64, converted(arguments, torch.float64), mode)
-    # In `fwd`, with grad on: that is what keeps a block from using what it has folded.
-    return {name: tensor.detach() for name, tensor in (_unfolded(work) if mode == "fwd" else work.results()).items()}
+def exact(module: nn.Module, arguments: Arguments, mode: str, *, in_place: bool = False) -> dict[str, Tensor]:
+    """The results in float64, with nothing folded and no map shared, on the same numbers.
+
+    Of a copy of the block; `in_place` turns the block itself to float64 and back, which changes no number in it: a
+    large one has no room for a copy.
+    """
+    with _as_float64(module) if in_place else nullcontext(copy.deepcopy(module).double()) as module64:
+        if mode == "fwd":
+            module64.requires_grad_(False)  # so that the grad mode below records no graph
+        work = Work(module64, converted(arguments, torch.float64), mode)
+        # In `fwd`, with grad on: that is what keeps a block from using what it has folded.
+        found = _unfolded(work) if mode == "fwd" else work.results()
+        return {name: tensor.detach() for name, tensor in found.items()}
+
+
+@contextmanager
+def _as_float64(module: nn.Module) -> Iterator[nn.Module]:
+    tensors = [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
+    before = [(tensor.dtype, tensor.requires_grad) for tensor in tensors]
+    module.double()
+    try:
+        yield module
+    finally:
+        module.float()
+        now = [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
+        for tensor, (dtype, requires_grad) in zip(now, before, strict=True):
+            tensor.grad = None
+            tensor.data = tensor.data.to(dtype)
+            tensor.requires_grad_(requires_grad)
 
 
 def _unfolded(work: Work) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -20,6 +21,9 @@ from fusionkit.errors import UsageError
 if TYPE_CHECKING:
     from fusionkit.bench.case import AnyCase, LeftOut
     from fusionkit.bench.run import Progress
+
+QUIET = 5.0
+"""Seconds between lines of progress on one case where there is no terminal."""
 
 
 def command(
@@ -179,11 +183,18 @@ def _cases(
 
 
 def _options(changes: list[str] | None) -> dict[str, Any]:
-    """`--set` for blocks that stand in no recipe."""
+    """`--set` for blocks that stand in no recipe; null is a value here, since there is nothing that it could remove."""
     from fusionkit.recipe.overrides import override
     from fusionkit.recipe.tree import Table, plain
 
-    found: dict[str, Any] = plain(override(Table({}), changes or ()))
+    nulls = [change for change in changes or () if change.partition("=")[2].strip() == "null"]
+    found: dict[str, Any] = plain(override(Table({}), [change for change in changes or () if change not in nulls]))
+    for change in nulls:
+        *way, last = change.partition("=")[0].strip().split(".")
+        place = found
+        for name in way:
+            place = place.setdefault(name, {})
+        place[last] = None
     return found
 
 
@@ -233,13 +244,14 @@ def _sink(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _progress() -> AbstractContextManager[Progress]:
-    """A bar on a terminal, else a line for every case."""
-    last = ""
+    """A bar on a terminal, else a line for every case, and one every few seconds."""
+    said_at, said = -QUIET, ""
 
     def say(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if what != last:
+        nonlocal said_at, said
+        name, now = what.partition(":")[0], time.monotonic()
+        if name != said or now - said_at > QUIET:
             note(f"{what} ({done}/{total} rounds)")
-        last = what
+            said_at, said = now, name
 
     return progress_bar(say)

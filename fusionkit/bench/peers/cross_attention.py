@@ -35,10 +35,8 @@ class CrossAttentionFormula(nn.Module):
         k_BHMK = self._heads(self.attention.key(normed_BMC)).repeat_interleave(self.repeat, 1)
         v_BHMK = self._heads(self.attention.value(normed_BMC)).repeat_interleave(self.repeat, 1)
         if self.rope is not None:
-            cells = [_cells(tokens) for tokens in (query, memory)]
-            finest = [min(cell[axis] for cell in cells) for axis in (0, 1)]
-            q_BHNK = _turn(q_BHNK, query, finest, self.rope)
-            k_BHMK = _turn(k_BHMK, memory, finest, self.rope)
+            of_query, of_memory = angles(query, memory, self.rope, self.head_width)
+            q_BHNK, k_BHMK = _turn(q_BHNK, of_query), _turn(k_BHMK, of_memory)
         share_BHNM = (q_BHNK @ k_BHMK.mT / math.sqrt(self.head_width)).softmax(-1)
         update_BND: Tensor = self.attention.output((share_BHNM @ v_BHMK).transpose(1, 2).flatten(2))
         return query.with_x((query.x_BND + torch.tanh(self.gate) * update_BND).to(query.x_BND.dtype))
@@ -54,19 +52,28 @@ def _cells(tokens: Tokens) -> tuple[float, float]:
     return (frame.y1 - frame.y0) / grid.height, (frame.x1 - frame.x0) / grid.width
 
 
-def _turn(x_BHNK: Tensor, tokens: Tokens, finest: list[float], rope: Rope) -> Tensor:
-    """Channels j and j + K/2 turned by 2π (place / wavelength): y for the first half of the phases, x for the second."""
-    count = x_BHNK.shape[-1] // 4
+def angles(query: Tokens, memory: Tokens, rope: Rope, head_width: int) -> tuple[Tensor, Tensor]:
+    """2π (place / wavelength) of both grids, [tokens, K/2]: y for the first half of the phases, x for the second."""
+    count = head_width // 4
     if rope.coordinates != "cell_centres" or count < 2:
         raise UnsuitableError("the formula covers cell centres and heads of at least 8")
-    places = torch.tensor(list(tokens.frame.cell_centres(tokens.grid)), device=x_BHNK.device)
-    angles = []
-    for axis in (0, 1):
-        shortest = rope.shortest * finest[axis]
-        ratio = rope.longest / shortest
-        wavelengths = torch.tensor([shortest * ratio ** (j / (count - 1)) for j in range(count)], device=x_BHNK.device)
-        angles.append(2 * math.pi * places[:, axis, None] / wavelengths)
-    angle_NF = torch.cat(angles, dim=-1)
+    cells = [_cells(tokens) for tokens in (query, memory)]
+    found = []
+    for tokens in (query, memory):
+        device = tokens.x_BND.device
+        places = torch.tensor(list(tokens.frame.cell_centres(tokens.grid)), device=device)
+        of_axes = []
+        for axis in (0, 1):
+            shortest = rope.shortest * min(cell[axis] for cell in cells)
+            ratio = rope.longest / shortest
+            wavelengths = torch.tensor([shortest * ratio ** (j / (count - 1)) for j in range(count)], device=device)
+            of_axes.append(2 * math.pi * places[:, axis, None] / wavelengths)
+        found.append(torch.cat(of_axes, dim=-1))
+    return found[0], found[1]
+
+
+def _turn(x_BHNK: Tensor, angle_NF: Tensor) -> Tensor:
+    """Channels j and j + K/2 turned by angle j."""
     cos, sin = angle_NF.cos(), angle_NF.sin()
     a, b = x_BHNK.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHNK.dtype)

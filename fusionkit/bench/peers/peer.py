@@ -14,6 +14,16 @@ TRAINING = frozenset({"fwd", "fwdbwd", "step"})
 INFERENCE = frozenset({"fwd"})
 
 
+def always(config: BlockConfig) -> bool:
+    """Whatever the config, the peer computes the block's function."""
+    return True
+
+
+def never(config: BlockConfig) -> bool:
+    """Whatever the config, the peer computes something else."""
+    return False
+
+
 class UnsuitableError(FusionkitError):
     """A peer cannot compute what this block computes; the reason becomes a skipped row."""
 
@@ -22,10 +32,9 @@ class UnsuitableError(FusionkitError):
 class Peer:
     """Another way to compute a block.
 
-    `make(block, config)` returns a module that is called like the block and computes the same function; it copies the
-    block's weights; with `same` false it only stands in the block's place, and is timed without a check. It raises
-    UnsuitableError for configs it does not cover.
-    Half precision runs it under autocast.
+    `make(block, config)` returns a module that is called like the block; it raises UnsuitableError for configs it does
+    not cover. Where `same(config)`, it computes the block's function with the block's weights and is checked; elsewhere
+    it only stands in the block's place, and is timed unchecked. Half precision runs it under autocast.
     """
 
     name: str
@@ -33,4 +42,4 @@ class Peer:
     summary: str
     make: Callable[[nn.Module, BlockConfig], nn.Module]
     modes: frozenset[str] = TRAINING
-    same: bool = True
+    same: Callable[[BlockConfig], bool] = always

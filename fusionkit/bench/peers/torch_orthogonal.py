@@ -29,12 +29,19 @@ def orthogonal_linear(q_MD: Tensor, *, cached: bool, seed: int) -> nn.Linear:
         with torch.no_grad():
             linear.weight.copy_(q_MD)
         return linear
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(width_in, width_in, generator=generator, dtype=torch.float64) * skew_std(width_in)
-    lower = noise.tril(-1).to(q_MD.device)
+    base, lower = away_from_zero(q_MD, seed)
     orthogonal(linear, "weight", orthogonal_map="matrix_exp")
     held: Any = cast(nn.ModuleDict, linear.parametrizations)["weight"]
     with torch.no_grad():
-        held[0].base.copy_(q_MD.double() @ torch.linalg.matrix_exp(lower.mT - lower))
+        held[0].base.copy_(base)
         held.original.copy_(lower)
     return linear
+
+
+def away_from_zero(q_MM: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """B and the strict lower triangle of a random A of a trained size, with B exp(A) = Q; in float64."""
+    width = len(q_MM)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(width, width, generator=generator, dtype=torch.float64) * skew_std(width)
+    lower = noise.tril(-1).to(q_MM.device)
+    return q_MM.double() @ torch.linalg.matrix_exp(lower.mT - lower), lower
