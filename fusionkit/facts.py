@@ -70,7 +70,8 @@ class LanguageModelInfo:
 
     `count_params(rows)` counts it with `rows` embedding rows (tied embeddings once); `count_flops(tokens)` is the
     forward cost of one sequence of `tokens`, attention included, without the output head of all but the last.
-    `tokenizer_size` is the number of entries of its tokenizer before fusionkit adds any.
+    `tokenizer_size` is the number of entries of its tokenizer before fusionkit adds any. `state` says in words what
+    besides attention hands something on from token to token: it would from one sample of a packed row to the next.
     """
 
     width: int
@@ -83,6 +84,7 @@ class LanguageModelInfo:
     count_params: Callable[[int], int]
     count_flops: Callable[[int], int]
     name: str = ""
+    state: str = ""
 
     def embedding_rows(self, new_tokens: int) -> int:
         """Rows after adding `new_tokens`: never fewer than now, rounded up to a multiple of 64 when they grow."""

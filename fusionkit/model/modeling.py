@@ -23,6 +23,8 @@ from fusionkit.model.saved import SavedModel, tell_few_bits
 from fusionkit.model.tower import Stream, run_fusion
 from fusionkit.ops.attention import use_attention_backend
 from fusionkit.ops.finite import require_finite
+from fusionkit.ops.layer_norm_sum import use_layer_norm_sum
+from fusionkit.ops.packing import Packed
 from fusionkit.ops.placement import Placement
 from fusionkit.ops.precision import full_precision_names, tables_kept
 from fusionkit.ops.tokens import Tokens
@@ -98,6 +100,7 @@ class FusionVLM(SavedModel, GenerationMixin):
     def runtime(self, runtime: Runtime) -> None:
         use_attention_backend(self.streams, runtime.attention)
         use_attention_backend(self.fusion, runtime.attention)
+        use_layer_norm_sum(self.streams, runtime.layer_norm_sum)
         self._runtime = runtime
 
     # The blocks and the language model initialise themselves; transformers' blanket normal init must not touch them.
@@ -181,6 +184,7 @@ class FusionVLM(SavedModel, GenerationMixin):
         visual_index: Tensor | None = None,
         mm_encoder_outputs: Mapping[str, Tokens] | None = None,
         layer_state: LayerState | None = None,
+        packed: Tensor | None = None,
         **kwargs: Any,
     ) -> FusionOutput:
         """Next-token logits, and the loss when labels are given.
@@ -189,6 +193,8 @@ class FusionVLM(SavedModel, GenerationMixin):
         flattened to [C*N, E] that goes there; so rows can share one encoded picture. In order if not given.
         `mm_encoder_outputs`: `{"image": get_image_features(...)}`, or all of `fuse_all(...)`, instead of pixels.
         `layer_state`: what `prepare_layers` gave, for steps of a generation after the first.
+        `packed` [B, T, 2]: which sample of its row a token belongs to, and which question of it (see `Packed`); samples
+        and questions then do not see each other. For training: without a cache.
 
         Raises ShapeError when the number of image tokens and of visual tokens differ.
         """
@@ -198,19 +204,20 @@ class FusionVLM(SavedModel, GenerationMixin):
             streams = self.encode_streams(**pictures)
             encoded = self.fuse_all(streams)
         visual = encoded.get(IMAGE)
+        rows = None if packed is None else Packed.of(packed)
         if inputs_embeds is None:
             if input_ids is None:
                 raise UsageError("forward needs input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, visual, visual_index)
-            layer_state = layer_state or self.prepare_layers(input_ids, encoded, visual_index)
+            inputs_embeds = self.embed(input_ids, visual, visual_index, rows)
+            layer_state = layer_state or self.prepare_layers(input_ids, encoded, visual_index, rows)
         if layer_state is not None:
             first = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             layer_state = layer_state.at(len(inputs_embeds), first)
             kwargs[STATE] = layer_state
         output = self._decoder()(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            attention_mask=attention_mask if rows is None else rows.mask(self._decoder().config, inputs_embeds.dtype),
+            position_ids=position_ids if rows is None else rows.positions(),
             past_key_values=past_key_values,
             labels=labels,
             use_cache=use_cache,
@@ -231,9 +238,18 @@ class FusionVLM(SavedModel, GenerationMixin):
             visual=visual,
         )
 
-    def embed(self, input_ids_BT: Tensor, visual: Tokens | None, visual_index_V: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        input_ids_BT: Tensor,
+        visual: Tokens | None,
+        visual_index_V: Tensor | None = None,
+        packed: Packed | None = None,
+    ) -> Tensor:
         """Text embeddings with the fused tokens injected at the image tokens: embeds_BTE."""
-        embeds_BTE: Tensor = self.get_input_embeddings()(input_ids_BT)
+        table: Any = self.get_input_embeddings()
+        looks_back = getattr(table, "context", 0) > 0  # and would look into the sample before
+        before = (packed.previous(),) if packed is not None and looks_back else ()
+        embeds_BTE: Tensor = table(input_ids_BT, *before)
         mask_BT = input_ids_BT == self.config.image_token_id
         placed = int(mask_BT.sum())
         if visual is None:
@@ -257,7 +273,11 @@ class FusionVLM(SavedModel, GenerationMixin):
         return embeds_BTE
 
     def prepare_layers(
-        self, input_ids_BT: Tensor, encoded: Mapping[str, Tokens], visual_index_V: Tensor | None = None
+        self,
+        input_ids_BT: Tensor,
+        encoded: Mapping[str, Tokens],
+        visual_index_V: Tensor | None = None,
+        packed: Packed | None = None,
     ) -> LayerState | None:
         """What the injectors inside the decoder carry for these rows; None when there are none, or no pictures.
 
@@ -270,7 +290,7 @@ class FusionVLM(SavedModel, GenerationMixin):
             raise UsageError(f"mm_encoder_outputs has no {', '.join(missing)}: pass all that fuse_all() gives")
         tokens, vectors = encoded[IMAGE].x_BND.shape[1], encoded[IMAGE].x_BND.flatten(0, 1)
         index_V = torch.arange(len(vectors), device=vectors.device) if visual_index_V is None else visual_index_V
-        placement = Placement.of(input_ids_BT == self.config.image_token_id, index_V, tokens)
+        placement = Placement.of(input_ids_BT == self.config.image_token_id, index_V, tokens, packed)
         return LayerState(injectors, {name: each.prepare(encoded[name], placement) for name, each in injectors.items()})
 
     def prepare_inputs_for_generation(

@@ -39,7 +39,7 @@ def plan(recipe: Recipe | str | Path | Mapping[str, Any]) -> Plan:
     cropper = make_cropper(planning)
     tokens = new_tokens(planning, cropper)
     layouts = check_budget(planning, cropper, fusion.visual if fusion is not None else None, info)
-    check_train(planning)
+    check_train(planning, info)
     rows = info.embedding_rows(len(tokens)) if info is not None else 0
     largest = layouts.largest.tokens if layouts is not None else 0
     decoder = language_model_node(planning, info, rows, largest)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from fusionkit.plugin import input_names
+from fusionkit.plugin import LanguageModelInfo, input_names
 from fusionkit.recipe.planning import Planning, suggestion
 
 if TYPE_CHECKING:
     from fusionkit.recipe.schema import Recipe
 
 
-def check_train(planning: Planning) -> None:
+def check_train(planning: Planning, info: LanguageModelInfo | None) -> None:
     """Note every address in `trainable` and `learning_rates` that no part of the model has, and unknown streams."""
     train = planning.recipe.train
     if train is None:
         return
     _check_lora(planning)
+    _check_packing(planning, info)
     parts = list(module_addresses(planning.recipe))
     # The heads that objectives own are no part of the model, but they learn, at a rate that may be given.
     heads = [f"objectives.{name}" for stage in train.stages.values() for name in stage.objectives]
@@ -45,6 +46,23 @@ def _check_lora(planning: Planning) -> None:
             if any(address.partition(".")[0] == "language_model" for address in stage.trainable):
                 place = f"train.stages.{name}.trainable"
                 planning.fault(place, f"weights held in {bits} do not learn", "add `lora: {rank: 16}` under `train`")
+
+
+def _check_packing(planning: Planning, info: LanguageModelInfo | None) -> None:
+    """Samples of one row are kept apart by the attention mask: whatever goes round attention would mix them."""
+    train = planning.recipe.train
+    if train is None or not train.packing:
+        return
+    if planning.recipe.language_model is None:
+        planning.fault(
+            "train.packing", "the recipe has no language_model, so there are no rows to pack", "leave it out"
+        )
+    elif info is not None and info.state:
+        planning.fault(
+            "train.packing",
+            f"language_model {info.name} has {info.state}, which carry from one sample of a row into the next",
+            "leave it out, or use a decoder with attention alone",
+        )
 
 
 def _check_source(planning: Planning, place: str, source: str) -> None:

@@ -131,6 +131,11 @@ class Train(Section):
     turns_per_sample: PositiveInt | None = Field(
         None, description="Questions asked about each picture in a step; all of them if not given."
     )
+    packing: bool = Field(
+        False,
+        description="Lay several samples of a forward pass into one row of at most `sequence_length` tokens, apart from "
+        "each other: the same losses and gradients from fewer padding tokens. Pays where lengths differ.",
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm together.")
     optimizer: Optimizer = Field(default_factory=AdamW, description="AdamW, or Muon with AdamW.")
     schedule: Schedule = Field(default_factory=Cosine, description="How learning rates change over a stage.")

@@ -15,10 +15,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from fusionkit.data.careful import Careful, skipped
 from fusionkit.data.collate import Collate
 from fusionkit.data.mixture import Mixture, dataset_length
+from fusionkit.data.packing import Packing
 from fusionkit.errors import UsageError
 from fusionkit.model.lora import freeze_base
 from fusionkit.model.modeling import FusionVLM
 from fusionkit.model.new_rows import train_only_rows
+from fusionkit.model.packable import require_packable
 from fusionkit.model.parts import build_object
 from fusionkit.model.processing import FusionProcessor
 from fusionkit.plugin import DatasetConfig
@@ -83,6 +85,9 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
     wrapped = StageModel(model, objectives, uniform=uniform).to(arguments.device)
     if settings.precision == "fp64":
         wrapped.double()  # the objectives' heads; the model is already
+    packing = Packing.of(processor) if settings.packing and wrapped.needs_text else None
+    if packing is not None:
+        require_packable(model, packing.limit)
     _checkpoint_activations(model, run.execution)
     new_ids = _rows_that_learn(wrapped, model, processor, stage, low_rank=settings.lora is not None)
     with ExitStack() as handles:
@@ -108,7 +113,10 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
             model=wrapped,
             dataset=samples,
             collate=Collate(
-                processor, stage.turns_per_sample or settings.turns_per_sample, double=settings.precision == "fp64"
+                processor,
+                stage.turns_per_sample or settings.turns_per_sample,
+                double=settings.precision == "fp64",
+                packing=packing,
             ),
             make_optimizer=lambda: make_optimizer(optimizer, assigned),
             schedule=stage.schedule or settings.schedule,

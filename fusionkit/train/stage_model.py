@@ -13,7 +13,7 @@ from fusionkit.model.modeling import PIXELS, VISION, FusionVLM, vision_inputs
 from fusionkit.model.output import FusionOutput
 from fusionkit.model.shared_prefix import forward_shared
 
-TEXT = ("input_ids", "attention_mask", "visual_index")
+TEXT = ("input_ids", "attention_mask", "visual_index", "packed")
 
 
 class StageModel(nn.Module):
@@ -73,9 +73,10 @@ class StageModel(nn.Module):
         if not self.needs_text:
             return FusionOutput(streams=self.model.encode_streams(**vision_inputs(batch), names=self.streams)), None
         inputs = {name: value for name, value in batch.items() if name in TEXT or name.startswith(VISION)}
-        if not self.uniform:
+        if not self.uniform and "packed" not in inputs:
             return forward_shared(self.model, inputs), None
-        absent = None if any(name.startswith(PIXELS) for name in inputs) else self._blank()
+        blank = self.uniform and not any(name.startswith(PIXELS) for name in inputs)
+        absent = self._blank() if blank else None
         output: FusionOutput = self.model(**inputs, use_cache=False)
         return output, absent
 

@@ -53,6 +53,7 @@ class StageTrainer(Trainer):
         self._once: Any = None
         self._saving = False
         self._factors: Iterator[dict[str, float]] = iter(())
+        self._seen = [0, 0]
         self._sharded = sharding.is_sharded(model)
         if self._sharded:
             # Sharded already: accelerate must only add autocast, not wrap it in DDP.
@@ -94,6 +95,8 @@ class StageTrainer(Trainer):
         if self._once is None:
             self._once = step(self._stage)
             self._once.__enter__()
+        mask_BT = inputs["attention_mask"]
+        self._seen = [self._seen[0] + int(mask_BT.sum()), self._seen[1] + mask_BT.numel()]
         if self._sharded:
             model.set_requires_gradient_sync(self.accelerator.sync_gradients)  # type: ignore[operator]
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -125,6 +128,14 @@ class StageTrainer(Trainer):
                 f"the loss is not finite at step {self.state.global_step + 1} ({parts}); the batch begins with {rows}"
             )
         return (total, losses) if return_outputs else total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers, with the tokens since the last entry and the share of the rows that they fill."""
+        if "loss" in logs:
+            tokens, positions = world.sums([float(count) for count in self._seen])
+            self._seen = [0, 0]
+            logs |= {"tokens": tokens, "filled": round(tokens / positions, 4)} if positions else {}
+        super().log(logs, start_time)
 
     # -------------------------------------------------------------------------------------------- saved states
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -11,13 +11,10 @@ from torch.nn import functional as F
 from fusionkit.blocks.injectors.specs import GatedCrossAttentionConfig
 from fusionkit.errors import ShapeError
 from fusionkit.ops.attention import UsesAttention, attend
-from fusionkit.ops.placement import Placement
+from fusionkit.ops.placement import NEVER, Placement
 from fusionkit.ops.shapes import require_width
 from fusionkit.ops.tokens import Tokens
 from fusionkit.plugin import BlockSite
-
-NEVER = 2**62
-"""The position from which memory that is not there may be seen."""
 
 
 class GatedCrossAttention(nn.Module):
@@ -29,7 +26,7 @@ class GatedCrossAttention(nn.Module):
     Equation (paper Eq. 15, Flamingo's gate): h = h + tanh(γ_l) W_O softmax(W_Q LN(h) (W_K LN(v))ᵀ / √K) W_V LN(v), at
     every one of `layers` with its own weights. Named differences: heads with an output map W_O, and the two LN. A row
     sees the crops whose image tokens it holds, each from its first token on, so that what is generated later changes
-    nothing before it; image tokens themselves are left as they are. Flamingo's gated feed-forward is left out: a
+    nothing before it, and in a row of several samples to the end of its own; image tokens themselves are left as they are. Flamingo's gated feed-forward is left out: a
     decoder block has one.
     """
 
@@ -44,7 +41,7 @@ class GatedCrossAttention(nn.Module):
         self.blocks = nn.ModuleDict({str(layer): _Attention(width, memory.width, config) for layer in config.layers})
 
     def prepare(self, tokens: Tokens, placement: Placement) -> tuple[Tensor, ...]:
-        """What the decoder carries, rows first: image positions, from where each memory token is seen, keys and values."""
+        """What the decoder carries, rows first: image positions, from where to where each memory token is seen, keys and values."""
         require_width(tokens.x_BND, self.memory_width, self.address)
         crops_BC, memory = placement.crops_BC, tokens.x_BND.shape[1]
         there_BC = crops_BC >= 0
@@ -55,7 +52,7 @@ class GatedCrossAttention(nn.Module):
             x_CMD = torch.where(tokens.valid_BN[..., None], x_CMD, x_CMD.new_zeros(()))
             starts_BM = torch.where(tokens.valid_BN[crops_BC.clamp(min=0)].flatten(1), starts_BM, NEVER)
         # Keys and values are made once per crop, however many rows show it.
-        state = [placement.image_BT, starts_BM]
+        state = [placement.image_BT, starts_BM, placement.ends_BC.repeat_interleave(memory, dim=1)]
         normed_CMD = self.norm_memory(x_CMD)
         for layer in self.layers:
             for x_CMA in self._block(layer).keys_values(normed_CMD):
@@ -63,14 +60,14 @@ class GatedCrossAttention(nn.Module):
         return tuple(state)
 
     def forward(self, hidden_BTE: Tensor, state: tuple[Tensor, ...], layer: int, first: int = 0) -> Tensor:
-        image_BT, starts_BM, *keys_values = state
+        image_BT, starts_BM, ends_BM, *keys_values = state
         length = hidden_BTE.shape[1]
         if starts_BM.shape[1] == 0:
             return hidden_BTE
         places_T1 = torch.arange(first, first + length, device=starts_BM.device)[:, None]
         image_BT = image_BT[:, first : first + length]
         image_BT = F.pad(image_BT, (0, length - image_BT.shape[1]))
-        visible_BTM = (starts_BM[:, None] <= places_T1) & ~image_BT[..., None]
+        visible_BTM = (starts_BM[:, None] <= places_T1) & (places_T1 < ends_BM[:, None]) & ~image_BT[..., None]
         place = 2 * self.layers.index(layer)
         attention = self._block(layer)
         changed_BTE: Tensor = attention(hidden_BTE, *keys_values[place : place + 2], visible_BTM, self.address)

@@ -109,6 +109,11 @@ class Decoder:
         return attention + self._conv_layers * conv + self.depth * mlp + 2 * self.width * vocab_size
 
     @property
+    def state(self) -> str:
+        """What besides attention hands something on from token to token, in words."""
+        return f"short convolutions in {self._conv_layers} of its {self.depth} blocks" if self._conv_layers else ""
+
+    @property
     def _conv_layers(self) -> int:
         return self.depth - self.attention_layers
 

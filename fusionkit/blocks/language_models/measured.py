@@ -29,6 +29,15 @@ class MeasuredDecoder:
     row_params: int
     model: Any = field(repr=False, compare=False)
 
+    @property
+    def state(self) -> str:
+        """What besides attention hands something on from token to token, in words, as far as it shows."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
+        others = [kind for kind in dict.fromkeys(kinds) if not str(kind).endswith("_attention") or "linear" in kind]
+        if others:
+            return f"layers of type {', '.join(others)}"
+        return "convolutions over tokens" if any(isinstance(m, nn.Conv1d) for m in self.model.modules()) else ""
+
     def params(self, rows: int) -> int:
         """Parameters with `rows` embedding rows."""
         return self.base_params + rows * self.row_params

@@ -167,6 +167,7 @@ def describe_causal(config: CausalConfig) -> LanguageModelInfo:
         count_params=decoder.params,
         count_flops=partial(_count_flops, decoder, vocab_size),
         name=config.model or decoder.model_type,
+        state=decoder.state,
     )
 
 

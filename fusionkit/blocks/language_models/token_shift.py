@@ -24,7 +24,8 @@ from fusionkit.plugin import BlockSite
 class ShiftedEmbedding(nn.Embedding):
     """An embedding table that adds the embeddings of the tokens before; padding adds nothing.
 
-    `context` is how many earlier ids a position needs: generation passes them along with the newest one.
+    `context` is how many earlier ids a position needs: generation passes them along with the newest one. In rows of
+    several samples `previous_BT` says where the token before each one stands, -1 for none.
     """
 
     parameter_roles: ClassVar[dict[str, str]] = {"shift": "vector"}
@@ -35,15 +36,33 @@ class ShiftedEmbedding(nn.Embedding):
         self.padding = padding
         self.shift = nn.Parameter(torch.full((context, width), 0.7))
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, previous_BT: Tensor | None = None) -> Tensor:
         own_BTE = super().forward(ids_BT)
         before_BTE = own_BTE
         if self.padding is not None:
             before_BTE = own_BTE * (ids_BT != self.padding)[..., None].to(own_BTE)
         shifted_BTE = own_BTE
         for distance, weight_E in enumerate(self.shift, start=1):
-            shifted_BTE = shifted_BTE + weight_E * F.pad(before_BTE, (0, 0, distance, 0))[:, : ids_BT.shape[1]]
+            if previous_BT is None:
+                earlier_BTE = F.pad(before_BTE, (0, 0, distance, 0))[:, : ids_BT.shape[1]]
+            else:
+                earlier_BTE = _at(before_BTE, _steps_back(previous_BT, distance))
+            shifted_BTE = shifted_BTE + weight_E * earlier_BTE
         return shifted_BTE
+
+
+def _steps_back(previous_BT: Tensor, distance: int) -> Tensor:
+    """Where the token so many steps before each one stands; -1 for none."""
+    place_BT = previous_BT
+    for _ in range(distance - 1):
+        place_BT = torch.where(place_BT < 0, place_BT, previous_BT.gather(1, place_BT.clamp(min=0)))
+    return place_BT
+
+
+def _at(x_BTE: Tensor, place_BT: Tensor) -> Tensor:
+    """The vectors at these places, zeros where there is none."""
+    index_BTE = place_BT.clamp(min=0)[..., None].expand(-1, -1, x_BTE.shape[-1])
+    return x_BTE.gather(1, index_BTE) * (place_BT >= 0)[..., None].to(x_BTE)
 
 
 def build_token_shift(config: TokenShiftConfig, site: BlockSite) -> PreTrainedModel:
