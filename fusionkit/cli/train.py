@@ -69,7 +69,7 @@ def command(
         typer.Option(
             "--report-to",
             metavar="TRACKER",
-            help="Also log to a tracker that transformers knows: tensorboard, wandb, ...",
+            help="Also log to a tracker that transformers knows: tensorboard (in OUTPUT/trackers), wandb, ...",
         ),
     ] = None,
     set: SetOption = None,

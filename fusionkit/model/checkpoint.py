@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -60,9 +60,12 @@ def load_checkpoint(source: str | Path, *, expect: Recipe | None = None) -> tupl
 
 
 def save_checkpoint(
-    folder: str | Path, model: FusionVLM, processor: FusionProcessor | None, extra: dict[str, str] | None = None
+    folder: str | Path,
+    model: FusionVLM,
+    processor: FusionProcessor | None,
+    extra: Mapping[str, str | Path] | None = None,
 ) -> Path:
-    """Write a checkpoint folder atomically; `extra` are further text files by name.
+    """Write a checkpoint folder atomically; `extra` are further text files, and copies of folders, by name.
 
     Raises CheckpointError when it cannot be written; an earlier checkpoint of that name then stays as it was.
     """
@@ -75,8 +78,11 @@ def save_checkpoint(
             model.save_pretrained(staging)
         if processor is not None:
             processor.save_pretrained(staging)
-        for name, text in (extra or {}).items():
-            (staging / name).write_text(text, encoding="utf-8")
+        for name, content in (extra or {}).items():
+            if isinstance(content, Path):
+                shutil.copytree(content, staging / name)
+            else:
+                (staging / name).write_text(content, encoding="utf-8")
         write_card(staging, model.plan, target.name)
         _open_to_readers(staging)
         flush(staging)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,15 +50,3 @@ def sharding_asked(environment: Mapping[str, str] = os.environ) -> Sharding:
 def take_over_sharding() -> None:
     """Let accelerate see a plain group of processes: fusionkit shards by itself, which leaves the skew parameters out."""
     os.environ.pop("ACCELERATE_USE_FSDP", None)
-
-
-def check_trackers(names: Iterable[str]) -> None:
-    """Raises UsageError for a tracker that transformers does not know, or whose package is not installed."""
-    from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-
-    for name in names:
-        try:
-            for tracker in get_reporting_integration_callbacks([name]):
-                tracker()
-        except (ValueError, RuntimeError, ImportError) as error:
-            raise UsageError(f"--report-to {name}: {error}") from error

@@ -30,8 +30,8 @@ from fusionkit.recipe import Recipe
 from fusionkit.recipe.plan import Plan
 from fusionkit.recipe.plan import plan as plan_recipe
 from fusionkit.train import partial as kept
-from fusionkit.train import sharding, world
-from fusionkit.train.execution import Execution, check_trackers
+from fusionkit.train import sharding, trackers, world
+from fusionkit.train.execution import Execution
 from fusionkit.train.groups import AuditRow
 from fusionkit.train.partial import LOG_FILE, SAVING, SKIPPED_FILE, has_progress, partial_of
 from fusionkit.train.progress import StopOnSignal
@@ -88,7 +88,7 @@ def train(
     with asking_libraries():
         planned = plan_recipe(recipe)  # before anything of an earlier run is replaced
     execution = execution or Execution()
-    check_trackers(execution.report_to)
+    trackers.check_trackers(execution.report_to)
     world.join()
     if say is not None and world.size() > 1 and world.is_main():
         say(f"{world.size()} processes train together ({'FSDP2' if execution.shard == 'fsdp2' else 'DDP'})")
@@ -141,17 +141,20 @@ def _train_stages(run: Run, planned: Plan, output: Path) -> int:
         name, stage = stages[number]
         if number > 0:
             model = _reload(run, planned, model, number - 1)
-        outcome = run_stage(run, model, processor, number, name, stage)
+        with trackers.writing_to(run.partial, name):
+            outcome = run_stage(run, model, processor, number, name, stage)
         done += outcome.made
         if outcome.reached < outcome.steps:
             raise Interrupted(name, outcome.reached, run.stop.received)
         _keep_stage(run, model, outcome, number)
     if world.is_main():
         model = _reload(run, planned, model, len(stages) - 1)
-        extra = {RECIPE_FILE: json.dumps(planned.recipe.canonical(), indent=2) + "\n"}
+        extra: dict[str, str | Path] = {RECIPE_FILE: json.dumps(planned.recipe.canonical(), indent=2) + "\n"}
         for name in (LOG_FILE, SKIPPED_FILE):
             if (run.partial / name).exists():
                 extra[name] = (run.partial / name).read_text(encoding="utf-8")
+        if (run.partial / trackers.FOLDER).exists():
+            extra[trackers.FOLDER] = run.partial / trackers.FOLDER
         if run.settings.lora is not None:
             merge_lora(model)
         if run.settings.precision == "fp64":
@@ -199,6 +202,7 @@ def _keep_stage(run: Run, model: FusionVLM, outcome: Outcome, number: int) -> No
     target, staging = kept.after(run.partial, number), run.partial / SAVING
     if world.is_main():
         try:
+            trackers.keep_files(kept.stage_folder(run.partial, number), run.partial, list(run.settings.stages)[number])
             staging.mkdir()
             if outcome.weights:
                 save_file(outcome.weights, str(staging / MODEL_FILE))
