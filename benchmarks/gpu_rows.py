@@ -87,9 +87,13 @@ JOBS = (
     Job(
         "mix_shared",
         block(
-            MIX, "layers=27,grid=24x24,width=1152,crops=13", {"share": "encoder"}, against=["torch_orthogonal_cached"]
+            MIX,
+            "layers=27,grid=24x24,width=1152,crops=13",
+            {"share": "encoder"},
+            against=["torch_orthogonal_cached"],
+            backends=["triton", "compile"],
         ),
-        block(MIX, TINY_MIX, {"share": "encoder"}, **SMALL),
+        block(MIX, TINY_MIX, {"share": "encoder"}, backends=["triton"], **SMALL),
     ),
     Job(
         "mix_per_layer",

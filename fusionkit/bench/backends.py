@@ -1,4 +1,4 @@
-"""The ways in which our own block can be executed: attention backends, kernels of SDPA, torch.compile, CUDA graphs."""
+"""The ways to execute our own block: attention backends, kernels of SDPA, Triton, torch.compile, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fusionkit.bench.work import Work
 from fusionkit.errors import UsageError
 from fusionkit.ops.attention import BACKENDS as ATTENTION
 from fusionkit.ops.attention import UsesAttention, use_attention_backend
+from fusionkit.ops.layer_norm_sum import UsesLayerNormSum, use_layer_norm_sum
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -25,7 +26,7 @@ KERNELS = {
 }
 """Kernels inside torch's scaled_dot_product_attention, forced one at a time."""
 
-BACKENDS = (*ATTENTION, *KERNELS, "compile", "graph")
+BACKENDS = (*ATTENTION, *KERNELS, "triton", "compile", "graph")
 """Values of `--backend`."""
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -52,11 +53,24 @@ def put_under(module: nn.Module, backend: str, mode: str) -> tuple[nn.Module, Ar
         if backend in KERNELS:
             kernel = KERNELS[backend]
             return module, lambda: sdpa_kernel(kernel)
+    if backend == "triton":
+        _sum_by_kernel(module, mode)
     if backend == "compile":
         module.compile()
     if backend == "graph" and mode != "fwd":
         raise UnsuitableError("backend graph: CUDA graphs are captured of inference only (--mode fwd)")
     return module, nullcontext
+
+
+def _sum_by_kernel(module: nn.Module, mode: str) -> None:
+    if not any(isinstance(part, UsesLayerNormSum) and part.sums_layer_norms for part in module.modules()):
+        raise UnsuitableError("backend triton: the block has no sum of LayerNorms")
+    if mode != "fwd":
+        raise UnsuitableError("backend triton: its kernel has no backward (--mode fwd)")
+    try:
+        use_layer_norm_sum(module, "triton")
+    except UsageError as error:
+        raise UnsuitableError(str(error)) from error
 
 
 class GraphWork(Work):

@@ -33,6 +33,12 @@ class Runtime(BaseModel):
     attention: Literal["sdpa", "eager", "xformers", "flex"] = Field(
         "sdpa", description="Backend of the attention inside fusion blocks; an unusable one is an error."
     )
+    layer_norm_sum: Literal["eager", "triton"] = Field(
+        "eager",
+        description="How mixers with one map (or none) sum normalised layers at inference: a LayerNorm and an addition a "
+        "layer, or one kernel that reads every layer once. The same fp32 sum; triton is an error where it cannot run. "
+        "With grad, and inside torch.compile, always eager.",
+    )
     check_finite: bool = Field(
         False,
         description="Stop with the address of the first stream, step or injector that gives NaN or infinity. Waits for "

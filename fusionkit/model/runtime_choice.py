@@ -11,6 +11,7 @@ import torch
 from fusionkit.errors import UsageError
 from fusionkit.model.runtime import Runtime
 from fusionkit.ops.attention import why_unavailable
+from fusionkit.ops.layer_norm_sum import why_unavailable as why_kernel_unavailable
 from fusionkit.recipe import Recipe
 from fusionkit.recipe.plan import Plan, plan
 
@@ -45,6 +46,8 @@ def choose_runtime(recipe: Recipe, device: str) -> Choice:
             "(benchmarks/results/cpu/mixing_memory.json)",
             "mix_chunk=1: 4 was within the noise on a CPU; not measured on a GPU",
             "attention=sdpa: eager was slower on a CPU; not measured on a GPU" + (f" ({refused})" if refused else ""),
+            "layer_norm_sum=eager: triton is one read of every layer where eager is several, but not measured on a GPU"
+            + (f" ({kernel})" if (kernel := why_kernel_unavailable("triton")) else ""),
             "CUDA graphs, two streams, torch.compile: off, not measured to help",
         ),
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from fusionkit.blocks.mixers.parts import stack_of
 from fusionkit.errors import NumericsError, UsageError
 from fusionkit.ops.finite import not_finite
+from fusionkit.ops.layer_norm_sum import UsesLayerNormSum
 from fusionkit.ops.precision import FullPrecision
 from fusionkit.plugin import BlockSite, ShapeError
 
@@ -31,7 +32,7 @@ class Running(NamedTuple):
     dtype: torch.dtype | None = None
 
 
-class LayerSum(FullPrecision, Generic[Terms]):
+class LayerSum(UsesLayerNormSum, FullPrecision, Generic[Terms]):
     """A mixer V = f(Σ_l term_l(z_l)).
 
     A block gives `terms()` (the parameters made ready, differentiable), `add(total, terms, first, layers)` and
@@ -70,7 +71,8 @@ class LayerSum(FullPrecision, Generic[Terms]):
         """Shapes: L tensors [B, N, D] -> [B, N, M]."""
         if len(layers) != self.layers:
             raise ShapeError(f"{self._name}: expected {self.layers} layers, got {len(layers)}")
-        state = self.begin()
+        # A sum of LayerNorms takes all of them at once at no cost: they are here, and it makes no copies of them.
+        state = self.begin(self.layers if self.sums_layer_norms else 1)
         for index, x_BND in enumerate(layers):
             state = self.accumulate(state, index, x_BND)
         return self.finish(state)

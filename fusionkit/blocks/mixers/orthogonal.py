@@ -12,6 +12,7 @@ from torch import Tensor
 from fusionkit.blocks.mixers.layer_sum import LayerSum
 from fusionkit.blocks.mixers.parts import LayerNorms, fill, new_vector
 from fusionkit.blocks.mixers.specs import OrthogonalConfig
+from fusionkit.ops.layer_norm_sum import layer_norm_sum
 from fusionkit.ops.maps import OrthogonalMaps
 from fusionkit.ops.mixing import normalise, project, running_sum, softmax_weights
 from fusionkit.plugin import BlockSite
@@ -37,7 +38,7 @@ class OrthogonalMixer(LayerSum[_Terms]):
 
     def __init__(self, config: OrthogonalConfig, site: BlockSite) -> None:
         super().__init__(site)
-        self.shared = config.share == "encoder"
+        self.shared = self.sums_layer_norms = config.share == "encoder"
         self.logit_init = config.logit_init
         self.norm = LayerNorms(self.layers, self.width_in)
         self.logits = new_vector(self.layers)
@@ -64,10 +65,12 @@ class OrthogonalMixer(LayerSum[_Terms]):
         return _Terms(*self.norm.scaled(self.weights()), q_LMD.unbind())
 
     def add(self, total: Tensor | None, terms: _Terms, first: int, layers: Sequence[Tensor]) -> Tensor:
-        normed = [normalise(x, terms.gain_LD[i], terms.shift_LD[i]) for i, x in enumerate(layers, first)]
+        here = slice(first, first + len(layers))
+        gain_KD, shift_KD = terms.gain_LD[here], terms.shift_LD[here]
         if self.shared:
-            return running_sum(total, normed)
-        return running_sum(total, [project(normed, terms.matrices[first : first + len(layers)])])
+            return layer_norm_sum(layers, gain_KD, shift_KD, total, backend=self.layer_norm_sum_backend)
+        normed = [normalise(x, gain_D, shift_D) for x, gain_D, shift_D in zip(layers, gain_KD, shift_KD, strict=True)]
+        return running_sum(total, [project(normed, terms.matrices[here])])
 
     def close(self, total: Tensor, terms: _Terms, dtype: torch.dtype) -> Tensor:
         return (project([total.to(dtype)], terms.matrices) if self.shared else total).to(dtype)

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from fusionkit.blocks.mixers.layer_sum import LayerSum
 from fusionkit.blocks.mixers.parts import fill, new_vector
 from fusionkit.blocks.mixers.specs import OrthogonalTwoStageConfig
+from fusionkit.ops.layer_norm_sum import layer_norm_sum
 from fusionkit.ops.maps import OrthogonalMaps
-from fusionkit.ops.mixing import EPS, normalise, project, running_sum, softmax_weights
+from fusionkit.ops.mixing import EPS, normalise, project, softmax_weights
 from fusionkit.plugin import BlockSite
 
 
 class _Terms(NamedTuple):
-    weight_L: Tensor
+    gain_LD: Tensor
+    shift_LD: Tensor
     first_MD: Tensor
     second_MD: Tensor
 
@@ -38,7 +40,7 @@ class OrthogonalTwoStageMixer(LayerSum[_Terms]):
     def __init__(self, config: OrthogonalTwoStageConfig, site: BlockSite) -> None:
         super().__init__(site)
         width = self.width_in
-        self.logit_init = config.logit_init
+        self.logit_init, self.sums_layer_norms = config.logit_init, True
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.logits = new_vector(self.layers)
         self.first = OrthogonalMaps(1, width, width, config.map, config.init)
@@ -55,13 +57,14 @@ class OrthogonalTwoStageMixer(LayerSum[_Terms]):
         return softmax_weights(self.logits)
 
     def terms(self) -> _Terms:
-        dtype = self.norm.weight.dtype
-        return _Terms(self.weights(), self.first.matrices()[0].to(dtype), self.second.matrices()[0].to(dtype))
+        dtype, w_L1 = self.norm.weight.dtype, self.weights().unsqueeze(-1)
+        gain_LD, shift_LD = w_L1 * self.norm.weight, w_L1 * self.norm.bias
+        return _Terms(gain_LD, shift_LD, self.first.matrices()[0].to(dtype), self.second.matrices()[0].to(dtype))
 
     def add(self, total: Tensor | None, terms: _Terms, first: int, layers: Sequence[Tensor]) -> Tensor:
-        gain_D, shift_D = self.norm.weight, self.norm.bias
-        weighted = ((terms.weight_L[i], x_BND) for i, x_BND in enumerate(layers, first))
-        return running_sum(total, [normalise(x_BND, w * gain_D, w * shift_D) for w, x_BND in weighted])
+        here = slice(first, first + len(layers))
+        gain_KD, shift_KD = terms.gain_LD[here], terms.shift_LD[here]
+        return layer_norm_sum(layers, gain_KD, shift_KD, total, backend=self.layer_norm_sum_backend)
 
     def close(self, total: Tensor, terms: _Terms, dtype: torch.dtype) -> Tensor:
         merged_BND = project([total.to(dtype)], [terms.first_MD])

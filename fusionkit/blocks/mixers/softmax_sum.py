@@ -12,7 +12,8 @@ from torch import Tensor
 from fusionkit.blocks.mixers.layer_sum import LayerSum
 from fusionkit.blocks.mixers.parts import LayerNorms, fill, new_vector
 from fusionkit.blocks.mixers.specs import SoftmaxSumConfig
-from fusionkit.ops.mixing import normalise, running_sum, softmax_weights
+from fusionkit.ops.layer_norm_sum import layer_norm_sum
+from fusionkit.ops.mixing import running_sum, softmax_weights
 from fusionkit.ops.precision import at_least_fp32
 from fusionkit.plugin import BlockSite
 
@@ -33,7 +34,7 @@ class SoftmaxSumMixer(LayerSum[_Terms]):
 
     def __init__(self, config: SoftmaxSumConfig, site: BlockSite) -> None:
         super().__init__(site)
-        self.logit_init = config.logit_init
+        self.logit_init, self.sums_layer_norms = config.logit_init, config.norm
         self.norm = LayerNorms(self.layers, self.width_in) if config.norm else None
         self.logits = new_vector(self.layers)
         self.reset_parameters()
@@ -54,8 +55,9 @@ class SoftmaxSumMixer(LayerSum[_Terms]):
     def add(self, total: Tensor | None, terms: _Terms, first: int, layers: Sequence[Tensor]) -> Tensor:
         if terms.gain_LD is None or terms.shift_LD is None:
             return running_sum(total, [terms.weight_L[i] * at_least_fp32(x) for i, x in enumerate(layers, first)])
-        gain_LD, shift_LD = terms.gain_LD, terms.shift_LD
-        return running_sum(total, [normalise(x, gain_LD[i], shift_LD[i]) for i, x in enumerate(layers, first)])
+        here = slice(first, first + len(layers))
+        gain_KD, shift_KD = terms.gain_LD[here], terms.shift_LD[here]
+        return layer_norm_sum(layers, gain_KD, shift_KD, total, backend=self.layer_norm_sum_backend)
 
     def close(self, total: Tensor, terms: _Terms, dtype: torch.dtype) -> Tensor:
         return total.to(dtype)
