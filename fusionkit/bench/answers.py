@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fusionkit.bench.ceilings import measure_ceilings
 from fusionkit.bench.machine import clock, facts, free_bytes
 from fusionkit.bench.run import SCHEMA, Progress, Row, blank_row
+from fusionkit.bench.table import milliseconds
 from fusionkit.bench.timing import Quartiles, paired_ratios
 from fusionkit.bench.variants import DTYPES, Setting
 from fusionkit.errors import FusionkitError, UsageError
@@ -301,4 +302,4 @@ def _milliseconds(row: Row) -> str:
     """Median, and the median ratio to the reference."""
     if row["ms"] is None:
         return "-"
-    return f"{row['ms']['p50']:.4g}" + ("" if row["ratio"] is None else f" ({row['ratio']['p50']:.3f}x)")
+    return milliseconds(row["ms"]["p50"]) + ("" if row["ratio"] is None else f" ({row['ratio']['p50']:.3f}x)")

@@ -22,8 +22,8 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["address"] if row["block"] != "ceiling" else "(machine)",
         row["variant"] or "-",
-        "-" if ms is None else f"{ms['p50']:.4g}",
-        "-" if ms is None else f"{ms['p25']:.4g}-{ms['p75']:.4g}",
+        "-" if ms is None else milliseconds(ms["p50"]),
+        "-" if ms is None else f"{milliseconds(ms['p25'])}-{milliseconds(ms['p75'])}",
         _ratio(ratio) if ratio is not None else "1" if row["variant"] == "fusionkit" and ms is not None else "-",
         "-" if share is None else f"{100 * share:.0f} %",
         "-" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}",
@@ -31,6 +31,11 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         "-" if error is None else f"{error['rel']:.0e}",
         note,
     )
+
+
+def milliseconds(ms: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{ms:.0f}" if ms >= 1000 else f"{ms:.4g}"
 
 
 def _ratio(ratio: Mapping[str, Any]) -> str:
@@ -50,7 +55,10 @@ def explanation(rows: Sequence[Mapping[str, Any]], *, brief: bool = False) -> li
     ]
     if brief:
         meanings = [
-            "of limit: least time for its products and bytes at these limits, over the measured; --details for all"
+            "of limit: least time for its products and bytes at these limits, over the measured (over 100 %: the limits "
+            "were measured while the machine was busier, or all fits in its cache)",
+            "alternatives: time / ours; ~ is within the noise of the block run twice; * computes another function; "
+            "--details for a line of every variant",
         ]
     lines = [
         f"{first['device']} ({first['kind']}, {first['threads']} threads), torch {first['torch']}, {first['dtype']}, "

@@ -22,7 +22,9 @@ class Timed(Protocol):
 
 MIN_SECONDS = 0.03
 """How long a variant is called in each round, at least."""
-MAX_CALLS = 100
+MIN_CALLS, MAX_CALLS = 3, 100
+LONG_SECONDS = 0.5
+"""A call of this length is not repeated within a round."""
 CACHE_BYTES = 256 * 2**20
 """Overwritten before each call on a GPU, so that no input waits in its cache."""
 
@@ -105,12 +107,14 @@ def run_rounds(
 
 
 def _visit(work: Timed, time_once: Timer) -> float:
-    """The median of several calls, or of one that is long; short ones are called once for nothing first."""
+    """The median of several calls after one for nothing, or the time of one that is long."""
     first = time_once(work)
-    if first >= MIN_SECONDS:
+    if first >= LONG_SECONDS:
         return first
-    calls = min(MAX_CALLS, int(MIN_SECONDS / max(first, 1e-7)) + 1)
-    return statistics.median(time_once(work) for _ in range(calls))
+    # The first may have been interrupted: the second says, too, how many fit.
+    second = time_once(work)
+    calls = min(MAX_CALLS, int(MIN_SECONDS / max(min(first, second), 1e-7)) + 1)
+    return statistics.median([second, *(time_once(work) for _ in range(max(MIN_CALLS, calls) - 1))])
 
 
 def paired_ratios(values: Sequence[float], reference: Sequence[float]) -> list[float]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json as json_text
 import os
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -144,13 +147,18 @@ def command(
 
 
 def _show(rows: Sequence[dict[str, Any]], in_full: bool) -> None:
-    from fusionkit.bench.summary import SUMMARY, SUMMARY_NUMBERS, summary, unmeasured
+    from fusionkit.bench.summary import SUMMARY, SUMMARY_NUMBERS, alternatives, summary, unmeasured
     from fusionkit.bench.table import COLUMNS, NUMBERS, cells, explanation
 
     if in_full:
         table(COLUMNS, [cells(row) for row in rows], right=NUMBERS)
     else:
         table(SUMMARY, summary(rows), right=SUMMARY_NUMBERS)
+        if named := alternatives(rows):
+            emit("alternatives (time / ours), the dearest first:")
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+            for line in named:
+                emit(textwrap.fill(line, columns, initial_indent="  ", subsequent_indent="    "))
         for line in unmeasured(rows):
             emit(line)
     for line in explanation(rows, brief=not in_full):

@@ -256,10 +256,17 @@ def test_rounds_visit_all_once_in_changing_order() -> None:
 
 
 def test_short_calls_are_repeated_and_their_median_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "MIN_SECONDS", 0.03)
-    times = iter([9.0e-3, 1e-3, 5e-3, 3e-3, 2e-3])
+    monkeypatch.setattr(timing, "MIN_SECONDS", 4e-3)
+    times = iter([9e-3, 1e-3, 5e-3, 3e-3, 2e-3, 4e-3])
     found = run_rounds({"a": "a"}, 1, lambda work: next(times))  # type: ignore[dict-item]
-    assert found == {"a": [2.5e-3]}
+    assert found == {"a": [3e-3]}
+
+
+@pytest.mark.parametrize(("times", "kept"), [((0.3, 1e-2, 3e-2, 2e-2, 1e-2), 1.5e-2), ((0.7,), 0.7)])
+def test_an_interrupted_first_call_is_not_taken_for_a_long_one(times: tuple[float, ...], kept: float) -> None:
+    given = iter(times)
+    found = run_rounds({"a": "a"}, 1, lambda work: next(given))  # type: ignore[dict-item]
+    assert found == {"a": [pytest.approx(kept)]}
 
 
 # --------------------------------------------------------------------------------------------------- cases
