@@ -130,7 +130,9 @@ def rank_memory(
         # Muon keeps one number per weight of a matrix, which nearly all weights are; embeddings and skew keep two.
         single = sum(count for address, count in learning.items() if address not in {node.address for node in whole})
         states -= max(0, single - _embedding(plan) * (learning.get("language_model", 0) > 0))
-    activations = _activations(plan, stage, learning, load, shared=not divided, checkpointing=checkpointing)
+    # Rows about one picture share its pass, but not where blocks run together or again.
+    shared = not (divided or checkpointing or train.precision == "fp64")
+    activations = _activations(plan, stage, learning, load, shared=shared, checkpointing=checkpointing)
     number = HALF if train.precision == "bf16" else size
     return RankMemory(
         name, layout, parameters * size, gradients * size, states * size, activations * number, gathered * size

@@ -88,7 +88,7 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
     packing = Packing.of(processor) if settings.packing and wrapped.needs_text else None
     if packing is not None:
         require_packable(model, packing.limit)
-    _checkpoint_activations(model, run.execution)
+    checkpoint_activations(model, run.execution)
     new_ids = _rows_that_learn(wrapped, model, processor, stage, low_rank=settings.lora is not None)
     with ExitStack() as handles:
         for handle in train_only_rows(model.language_model, new_ids) if new_ids else ():  # type: ignore[arg-type]
@@ -179,10 +179,13 @@ def _rows_that_learn(
     return ids
 
 
-def _checkpoint_activations(model: FusionVLM, execution: Execution) -> None:
+def checkpoint_activations(model: FusionVLM, execution: Execution) -> None:
+    """Let the decoder compute its activations again in the backward pass, if that is how the stage is executed."""
     if execution.gradient_checkpointing and model.language_model is not None:
         decoder: Any = model.language_model
-        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        # Transformers is about to drop its first name for it.
+        enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
 
 def _mixture(configs: Sequence[Any], steps: int | None, batch_size: int, seed: int) -> Mixture:
