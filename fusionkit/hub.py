@@ -22,15 +22,22 @@ def cached_file(hub_id: str, name: str, revision: str | None = None) -> Path | N
 
 def check_reachable(hub_id: str, ways_on: str) -> None:
     """Raise BuildError when the hub cannot be reached: its own client would retry for most of a minute first."""
+    if (reason := unreachable()) is not None:
+        raise not_to_be_had(hub_id, reason, ways_on)
+
+
+def unreachable() -> str | None:
+    """Why the hub cannot be reached; None where it can, as far as asking for its address tells."""
     host = urlsplit(constants.ENDPOINT).hostname or ""
     if constants.HF_HUB_OFFLINE:
-        raise not_to_be_had(hub_id, "HF_HUB_OFFLINE is set", ways_on)
+        return "HF_HUB_OFFLINE is set"
     if getproxies():
-        return
+        return None
     try:
         socket.getaddrinfo(host, 443)
     except OSError as error:
-        raise not_to_be_had(hub_id, f"{host} cannot be reached ({error})", ways_on) from error
+        return f"{host} cannot be reached ({error})"
+    return None
 
 
 def not_to_be_had(hub_id: str, reason: str, ways_on: str) -> BuildError:

@@ -11,6 +11,19 @@ DATA = Path(__file__).parent / "data"
 # Datasets of local files, on files small enough to be here.
 EXAMPLES = {
     "datasets/coco_boxes": [{"annotations": str(DATA / "coco" / "instances.json")}],
+    "datasets/hugging_face": [
+        {
+            "path": str(DATA / "hugging_face" / "rows" / "rows.jsonl"),
+            "columns": {"image": "picture", "question": "question", "answer": "answer"},
+        },
+        {
+            "path": str(DATA / "hugging_face" / "pictures"),
+            "split": "train",
+            "ask": "Locate {phrase}.",
+            "columns": {"image": "image", "boxes": "objects.bbox"},
+            "box_format": "xywh",
+        },
+    ],
     "datasets/jsonl": [{"path": str(DATA / "mine.jsonl")}],
     "datasets/llava": [{"path": str(DATA / "llava.json")}],
     "datasets/refcoco": [

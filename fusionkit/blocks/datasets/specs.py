@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from fusionkit.plugin import API_VERSION, BlockSpec, DatasetConfig
 
@@ -94,6 +94,66 @@ class LlavaConfig(DatasetConfig):
     type: Literal["llava"] = "llava"
     path: str = Field(min_length=1, description="The .json or .jsonl file.")
     images: str | None = Field(None, description="Folder of the pictures; that of the file if not given.")
+
+
+Column = Annotated[str, Field(min_length=1)]
+
+
+class Columns(BaseModel):
+    """Which column holds what; `objects.bbox` is the part `bbox` of a column of parts. What is not named is not read."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", defer_build=True)
+
+    image: Column | None = Field(None, description="A picture, a list of them, or file names; boxes are in the first.")
+    question: Column | None = Field(None, description="A question, or a list of them.")
+    answer: Column | None = Field(
+        None, description="Text, a whole number or a class; a list of as many where `question` is a list."
+    )
+    conversations: Column | None = Field(
+        None,
+        description="Messages in turn (from/value, role/content or user/assistant), instead of question and answer.",
+    )
+    boxes: Column | None = Field(None, description="One box or a list of boxes, four numbers each.")
+    points: Column | None = Field(None, description="One point or a list of points, two numbers each.")
+
+
+class HuggingFaceConfig(DatasetConfig):
+    """Anything the library `datasets` reads, a folder or an id of the hub, by naming its columns."""
+
+    type: Literal["hugging_face"] = "hugging_face"
+    path: str = Field(
+        min_length=1,
+        description="A folder (parquet, json, csv, pictures, or saved with save_to_disk), a file of rows, or a hub id.",
+    )
+    name: str | None = Field(None, min_length=1, description="Which of its configurations, where there are several.")
+    split: str | None = Field(
+        None, min_length=1, description="The split, or a part of it as train[:1000]; the only one if not given."
+    )
+    revision: str | None = Field(None, min_length=1, description="Branch, tag or commit of a hub id.")
+    columns: Columns = Field(description="Which column holds what.")
+    ask: str | None = Field(
+        None,
+        min_length=1,
+        description="The question where no column holds it; {caption} stands for what the column `caption` holds.",
+    )
+    box_format: Literal["xyxy", "xywh"] = Field("xyxy", description="Corners, or the first corner, width and height.")
+    units: Literal["pixels", "shares"] = Field(
+        "pixels", description="Of boxes and points: pixels of the picture, or shares of its width and height."
+    )
+
+    @model_validator(mode="after")
+    def _says_what_is_asked_and_answered(self) -> Self:
+        columns = self.columns
+        ways = [columns.conversations is not None, columns.question is not None, self.ask is not None]
+        if sum(ways) != 1:
+            raise ValueError("give exactly one of columns.question, columns.conversations and `ask`")
+        if columns.conversations is not None and columns.answer is not None:
+            raise ValueError("columns.conversations has the answers too; leave columns.answer out")
+        if columns.conversations is None and not (columns.answer or columns.boxes or columns.points):
+            raise ValueError("give columns.answer, or columns.boxes or columns.points where those are the answer")
+        if (columns.boxes or columns.points) and columns.image is None:
+            raise ValueError("boxes and points need columns.image, the picture they are in")
+        return self
 
 
 class RefcocoConfig(DatasetConfig):
@@ -194,6 +254,22 @@ LLAVA = BlockSpec(
     summary="Conversations in LLaVA's format, with one picture, several or none.",
     paper="arXiv 2304.08485",
     examples=({"path": "data/llava.json", "images": "data/images"},),
+)
+
+HUGGING_FACE = BlockSpec(
+    api=API_VERSION,
+    family="datasets",
+    config=HuggingFaceConfig,
+    factory="fusionkit.blocks.datasets.hugging_face:HuggingFace",
+    summary="Any folder or hub id that the library datasets reads, by naming its columns.",
+    examples=(
+        {
+            "path": "data/vqa",
+            "split": "train",
+            "columns": {"image": "image", "question": "question", "answer": "answer"},
+        },
+        {"path": "data/phrases", "ask": "Locate {phrase}.", "columns": {"image": "image", "boxes": "objects.bbox"}},
+    ),
 )
 
 REFCOCO = BlockSpec(
