@@ -328,7 +328,9 @@ def test_a_class_that_is_not_known_is_no_answer(tmp_path: Path) -> None:
 def test_an_empty_table_is_refused(tmp_path: Path) -> None:
     columns, empty = {"question": "question", "answer": "answer"}, table({"question": "q", "answer": "a"}).select([])
     empty.to_parquet(str(tmp_path / "empty.parquet"))
-    with pytest.raises(DataError, match=r"empty\.parquet: no rows; the dataset `hugging_face` needs at least one"):
+    with pytest.raises(
+        DataError, match=r"empty\.parquet: cannot be read: Instruction \"train\" corresponds to no data"
+    ):
         opened(tmp_path / "empty.parquet", columns)
     with pytest.raises(DataError, match="saved: cannot be read"):
         opened(saved(tmp_path, empty), columns)

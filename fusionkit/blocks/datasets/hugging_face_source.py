@@ -21,7 +21,7 @@ def open_table(config: HuggingFaceConfig) -> Any:
     """The one split that a config names, as a `datasets.Dataset`.
 
     Raises DataError: the library is not installed, the path is nothing that can be read, a split is missing or one of
-    several is not chosen, the hub cannot be reached.
+    several is not chosen, there is no row, the hub cannot be reached.
     """
     library = _library(config)
     path = Path(config.path)
@@ -32,11 +32,7 @@ def open_table(config: HuggingFaceConfig) -> Any:
     # What the library and pyarrow raise derives from these; for a saved table without rows it is an IndexError.
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise DataError(f"{config.path}: cannot be read: {_reason(error)}") from error
-    if isinstance(found, library.DatasetDict):
-        found = _only_split(config, dict(found))
-    if not len(found):
-        raise DataError(f"{config.path}: no rows{_of_split(config)}; the dataset `hugging_face` needs at least one")
-    return found
+    return _only_split(config, dict(found)) if isinstance(found, library.DatasetDict) else found
 
 
 def _library(config: HuggingFaceConfig) -> Any:
@@ -115,10 +111,6 @@ def _offline(library: Any, offline: bool) -> Iterator[None]:
         yield
     finally:
         library.config.HF_HUB_OFFLINE = before
-
-
-def _of_split(config: HuggingFaceConfig) -> str:
-    return f" in split `{config.split}`" if config.split is not None else ""
 
 
 def _reason(error: BaseException) -> str:
