@@ -9,7 +9,6 @@ from typing import Any
 
 from fusionkit.bench.case import VISION
 from fusionkit.bench.summary import OURS, by_cost, noise_of, others_of
-from fusionkit.bench.table import milliseconds
 from fusionkit.errors import UsageError
 
 BLUE, PALE, DARK, ORANGE, SAND, GREY, INK = "#2563eb", "#93c5fd", "#1e3a8a", "#f97316", "#fdba74", "#94a3b8", "#0f172a"
@@ -62,7 +61,7 @@ def _costs(axes: Any, ours: Rows) -> None:
     for place, row in enumerate(ours):
         ms, share = row["ms"]["p50"], row["roofline_frac"]
         axes.barh(place, ms, color=PALE if row["address"] == VISION else BLUE)
-        text = f" {milliseconds(ms)} ms"
+        text = f" {ms / 1e3:.3g} s" if ms >= 1000 else f" {ms:.3g} ms"
         if share is not None:
             axes.barh(place, ms * min(share, 1.0), color=DARK, height=0.4)
             text += f", {100 * share:.0f} % of the limit"
@@ -80,7 +79,8 @@ def _address(row: Row) -> str:
 
 def _roofline(axes: Any, ours: Rows, rows: Rows) -> None:
     """Rate over intensity, our blocks by their number in the list above; those without products are left out."""
-    flops_limit, bytes_limit = rows[0]["ceil"]["tflops"] * 1e12, rows[0]["ceil"]["gbps"] * 1e9
+    flops_limit, bytes_limit = (max(row["ceil"][name] for row in rows) for name in ("tflops", "gbps"))
+    flops_limit, bytes_limit = flops_limit * 1e12, bytes_limit * 1e9
     points = [(number, row) for number, row in enumerate(ours, 1) if row["flops"]]
     places = [row["flops"] / row["bytes_min"] for _, row in points] or [1.0]
     ridge = flops_limit / bytes_limit
@@ -94,7 +94,9 @@ def _roofline(axes: Any, ours: Rows, rows: Rows) -> None:
     for (number, row), place in zip(points, places, strict=False):
         axes.plot(place, row["tflops"] * 1e3, "o", color=BLUE, markersize=13, alpha=0.85)
         axes.annotate(str(number), (place, row["tflops"] * 1e3), ha="center", va="center", color="white", fontsize=8)
-    axes.set(xlabel="FLOP per byte, by formula", ylabel="GFLOP/s", title="How far from the measured limit (line)")
+    axes.set(
+        xlabel="FLOP per byte, by formula", ylabel="GFLOP/s", title="How far from the limit (line: the best of the run)"
+    )
     axes.grid(alpha=0.25)
 
 

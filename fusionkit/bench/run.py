@@ -59,6 +59,9 @@ def run(
 ) -> Iterator[Row]:
     """Measure; rows come as soon as a case is done. `on_progress(what, done, total)` counts rounds.
 
+    On a CPU, whose other users come and go, the limits are measured again beside the rounds of each case: its rows hold
+    the better ones of just before and just after. On a GPU those of the start hold for the run.
+
     No round of a case begins when `seconds` have passed since its first, so the `rounds` of a row may be fewer.
 
     Raises: UsageError before anything is measured; what goes wrong later is in the rows.
@@ -69,7 +72,13 @@ def run(
     common = {"schema": SCHEMA, "run_id": time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), **facts(setting.device)}
     on_progress("ceilings", 0, rounds * len(cases))
     ceilings = measure_ceilings(setting, ceiling_scale)
-    common["ceil"] = {"tflops": ceilings[0].best / 1e12, "gbps": ceilings[1].best / 1e9}
+    common["ceil"] = start = _limits(ceilings)
+
+    def limits_now() -> dict[str, float]:
+        if setting.device == "cuda":
+            return start
+        return _limits(measure_ceilings(setting, ceiling_scale))
+
     yield from (_ceiling_row(common, setting, ceiling, "before") for ceiling in ceilings)
     for left in left_out:
         yield blank_row(common, setting, left.block, left.name, status="skip", reason=left.reason)
@@ -81,7 +90,7 @@ def run(
         def on_check(variant: str, name: str = case.name, before: int = number * rounds) -> None:
             on_progress(f"{name}: checking {variant}", before, rounds * len(cases))
 
-        yield from _run_case(case, variants, setting, (rounds, seconds), common, on_check, on_round)
+        yield from _run_case(case, variants, setting, (rounds, seconds), common, limits_now, on_check, on_round)
         gc.collect()  # the next case may be as large
     yield from (_ceiling_row(common, setting, each, "after") for each in measure_ceilings(setting, ceiling_scale))
 
@@ -90,8 +99,9 @@ def _run_case(
     case: AnyCase,
     variants: Sequence[Variant],
     setting: Setting,
-    limits: tuple[int, float | None],
+    budget: tuple[int, float | None],
     common: Mapping[str, Any],
+    limits_now: Callable[[], dict[str, float]],
     on_check: Callable[[str], None],
     on_round: Callable[[int], None],
 ) -> list[Row]:
@@ -111,10 +121,13 @@ def _run_case(
             contender.fail(error)
     references.clear()
     on_round(0)
-    before = clock(setting.device)
     works = {contender.variant.name: contender.work for contender in contenders if contender.work is not None}
-    found = run_rounds(works, limits[0], timer(torch.device(setting.device)), on_round, seconds=limits[1])
+    limits = limits_now() if works else common["ceil"]
+    before = clock(setting.device)
+    found = run_rounds(works, budget[0], timer(torch.device(setting.device)), on_round, seconds=budget[1])
     after = clock(setting.device)
+    later = limits_now() if works else limits
+    common = {**common, "ceil": {name: max(limits[name], later[name]) for name in limits}}
     for contender in contenders:
         timed = found.get(contender.variant.name, [])
         if isinstance(timed, Exception):
@@ -153,6 +166,11 @@ def _make_ready(
             contender.error = compare(results, references[address], DTYPES[setting.dtype], deep=deep)
         contender.counts = count(work)
     contender.work = work
+
+
+def _limits(ceilings: Sequence[Ceiling]) -> dict[str, float]:
+    product, copy = ceilings
+    return {"tflops": product.best / 1e12, "gbps": copy.best / 1e9}
 
 
 def _is_same(variant: Variant) -> bool:

@@ -46,36 +46,46 @@ def _ratio(ratio: Mapping[str, Any]) -> str:
 def explanation(rows: Sequence[Mapping[str, Any]], *, brief: bool = False) -> list[str]:
     """What the columns mean, in lines that stand under the table; `brief` is for the summary's."""
     first = rows[0]
-    ceil = first["ceil"]
+    share = (
+        "of limit: least time for a block's products and bytes at the limits measured beside it, over its time; "
+        "over 100 %: all fits in the processor's cache, or others took the machine while the limits were measured"
+    )
     meanings = [
         "time / ours: paired per round, median (quartiles); above 1 is slower than fusionkit",
-        "of limit: least time for the block's products and bytes at these limits, over the measured time",
+        share,
         "peak: memory of one call above weights and inputs; maps: orthogonal maps evaluated in one call; "
         "error: norm-relative, against float64",
     ]
     if brief:
         meanings = [
-            "of limit: least time for its products and bytes at these limits, over the measured (over 100 %: the limits "
-            "were measured while the machine was busier, or all fits in its cache)",
+            share,
             "alternatives: time / ours; ~ is within the noise of the block run twice; * computes another function; "
             "--details for a line of every variant",
         ]
     lines = [
         f"{first['device']} ({first['kind']}, {first['threads']} threads), torch {first['torch']}, {first['dtype']}, "
         f"mode {first['mode']}",
-        f"limits measured in this run: {ceil['tflops'] * 1e3:.1f} GFLOP/s (matrix product), {ceil['gbps']:.1f} GB/s (copy)",
+        f"limits measured in this run: {limits(rows)}",
         *meanings,
     ]
-    after = {row["variant"]: row for row in rows if row["block"] == "ceiling" and row["address"] == "after"}
-    if len(after) == 2:
-        lines.append(
-            f"limits after the run: {after['matmul']['tflops'] * 1e3:.1f} GFLOP/s, {after['copy']['gbps']:.1f} GB/s; "
-            "where they differ, the machine was busy and `of limit` is rough"
-        )
     if noise := [row["ratio"] for row in rows if row["variant"] == "fusionkit_again" and row["ratio"]]:
         spread = max(max(abs(ratio["p25"] - 1), abs(ratio["p75"] - 1), abs(ratio["p50"] - 1)) for ratio in noise)
         lines.append(f"noise: the same block run twice differs by up to {100 * spread:.0f} % (fusionkit_again)")
     return lines
+
+
+def limits(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Those of the run and those beside each block: from the lowest to the highest."""
+    found = [row["ceil"] for row in rows]
+    products, copies = ([each[name] for each in found] for name in ("tflops", "gbps"))
+    return f"{_span([1e3 * value for value in products])} GFLOP/s (matrix product), {_span(copies)} GB/s (copy)" + (
+        "; where they differ, others used the machine" if max(products) > 1.2 * min(products) else ""
+    )
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
