@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -18,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 from fusionkit.errors import BoxDecodeError, BuildError, DataError, PluginApiError, PluginLoadError, ShapeError
 from fusionkit.facts import IMAGE_TOKEN, EncoderInfo, LanguageModelInfo, Parsed, TokenLayout
 from fusionkit.geometry import FULL, Box, Frame, Grid, LayerStackSpec, Mask, Point, Size, TokenSpec
-from fusionkit.sample import ENDLESS, Prediction, Provenance, Sample, SceneObject, Segment, Turn
 
 if TYPE_CHECKING:
     from fusionkit.ops.tokens import Tokens
+    from fusionkit.sample import ENDLESS, Prediction, Provenance, Sample, SceneObject, Segment, Turn
 
 __all__ = [
     "ACCEPTED_API_VERSIONS",
@@ -72,13 +73,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Tokens hold tensors: blocks import them from here, and whoever only plans does without torch.
-    if name != "Tokens":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fusionkit.ops.tokens import Tokens
+_HOMES = {"Tokens": "fusionkit.ops.tokens"} | dict.fromkeys(
+    ("ENDLESS", "Prediction", "Provenance", "Sample", "SceneObject", "Segment", "Turn"), "fusionkit.sample"
+)
+"""Imported when asked for: tokens hold tensors, and whoever only plans does without them, and without samples."""
 
-    return Tokens
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
 
 API_VERSION = 1
@@ -195,6 +199,12 @@ class DatasetConfig(BlockConfig):
     """A dataset, and its share of a mixture."""
 
     weight: float = Field(1.0, gt=0, description="Share of this dataset in a mixture, relative to the others.")
+
+    def data_folders(self) -> tuple[str, ...]:
+        """Folders whose files are the data: a hash of each goes into the lock, as of files that a field names."""
+        return tuple(
+            value for name in ("path", "root", "folder") if isinstance(value := getattr(self, name, None), str)
+        )
 
 
 class Like(BaseModel):

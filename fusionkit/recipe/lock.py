@@ -15,7 +15,8 @@ from typing import Any
 
 from fusionkit.errors import LockMismatchError, Problem, RecipeError
 from fusionkit.recipe.compare import Kind, changes
-from fusionkit.recipe.lock_environment import data_files, environment
+from fusionkit.recipe.lock_data import data_hashes
+from fusionkit.recipe.lock_environment import environment
 from fusionkit.recipe.schema import Recipe
 
 FORMAT = 1
@@ -40,7 +41,7 @@ def lock(recipe: Recipe) -> dict[str, Any]:
         "lock": FORMAT,
         "model": {"hash": _hash(model), "recipe": model},
         "environment": environment(recipe),
-        "run": {"recipe": run, "data": data_files(recipe)},
+        "run": {"recipe": run, "data": data_hashes(recipe)},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import platform
 import sys
@@ -12,10 +11,10 @@ from typing import Any
 
 from fusionkit import registry
 from fusionkit.plugin import BlockSpec
+from fusionkit.recipe.lock_data import file_hash
 from fusionkit.recipe.schema import Recipe
 
 LIBRARIES = ("fusionkit", "numpy", "safetensors", "timm", "tokenizers", "torch", "transformers")
-_CHUNK = 2**20
 
 
 def environment(recipe: Recipe) -> dict[str, Any]:
@@ -40,17 +39,6 @@ def environment(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def data_files(recipe: Recipe) -> dict[str, str]:
-    """Hashes of the local files that the recipe's datasets name."""
-    found: dict[str, str] = {}
-    for placed in recipe.blocks():
-        if placed.family == "datasets":
-            for value in placed.config.model_dump(mode="json").values():
-                if isinstance(value, str) and Path(value).is_file():
-                    found[value] = _file_hash(Path(value))
-    return found
-
-
 def _version(distribution: str) -> str:
     try:
         return metadata.version(distribution)
@@ -71,12 +59,4 @@ def _module_hash(module: str) -> str:
         found = None
     if found is None or not found.has_location or found.origin is None:
         return "no file"
-    return _file_hash(Path(found.origin))
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
+    return file_hash(Path(found.origin))

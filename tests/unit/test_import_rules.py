@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pictures": ("errors", "geometry"),
     "discovery": ("errors",),
     "registry": (*FACTS, "discovery"),
-    "recipe": (*FACTS, "architectures", "discovery", "registry"),
+    "recipe": (*FACTS, "architectures", "discovery", "pictures", "registry"),
     "ops": ("errors", "geometry"),
     "blocks": (*FACTS, *HELPERS, "ops"),
     "model": BELOW_MODEL,

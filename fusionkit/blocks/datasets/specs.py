@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -53,6 +54,9 @@ class SyntheticScenesConfig(DatasetConfig):
     )
     phrasings: Literal["training", "held_out", "all"] = Field("training", description="Which wordings questions use.")
 
+    def data_folders(self) -> tuple[str, ...]:
+        return () if self.photographs is None else (self.photographs,)
+
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:
         for name in ("objects", "object_size"):
@@ -94,6 +98,9 @@ class LlavaConfig(DatasetConfig):
     type: Literal["llava"] = "llava"
     path: str = Field(min_length=1, description="The .json or .jsonl file.")
     images: str | None = Field(None, description="Folder of the pictures; that of the file if not given.")
+
+    def data_folders(self) -> tuple[str, ...]:
+        return () if self.images is None else (self.images,)
 
 
 Column = Annotated[str, Field(min_length=1)]
@@ -173,6 +180,9 @@ class RefcocoConfig(DatasetConfig):
     split: RefcocoSplit | None = Field(None, description="The one split to read.")
     splits: tuple[RefcocoSplit, ...] | None = Field(None, min_length=1, description="Several splits to read.")
 
+    def data_folders(self) -> tuple[str, ...]:
+        return (self.root, self.images) if Path(self.images).is_absolute() else (self.root,)
+
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> Self:
         if (self.split is None) == (self.splits is None):
@@ -222,6 +232,9 @@ class CocoBoxesConfig(DatasetConfig):
     images: str = Field("images", min_length=1, description="Folder of the pictures, beside the file or a whole path.")
     categories: tuple[str, ...] | None = Field(None, min_length=1, description="Ask for these only; all if not given.")
     fetch: bool = Field(False, description="Fetch pictures that are not there from their `coco_url`, once.")
+
+    def data_folders(self) -> tuple[str, ...]:
+        return (str(Path(self.annotations).parent / self.images),)
 
 
 SYNTHETIC_SCENES = BlockSpec(
