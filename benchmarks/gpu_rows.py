@@ -114,8 +114,21 @@ JOBS = (
     ),
     Job(
         "vision",
-        vision(("molmo_siglip2", "come_vl", "come_vl_released"), 13),
+        vision(("molmo_siglip2", "come_vl"), 13),
         vision(("tiny_semantic", "tiny"), 2, **SMALL),
+    ),
+    Job(
+        "vision_released",
+        vision(("come_vl_released",), 13, backends=["triton"]),
+        vision(("tiny",), 2, backends=["triton"], **SMALL),
+    ),
+    *(
+        Job(
+            f"vision_{crops}",
+            vision(("come_vl",), crops, seconds=8.0),
+            vision(("tiny",), crops, **SMALL),
+        )
+        for crops in (1, 2, 5)
     ),
 )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fusionkit.geometry import TokenSpec
 from fusionkit.model.runtime import Runtime
 from fusionkit.model.tower import Stream, run_fusion
+from fusionkit.model.vision import VisionRunner, most_crops
 from fusionkit.ops.placement import Placement
 from fusionkit.ops.tokens import Tokens
 from fusionkit.recipe.plan import Plan
@@ -124,17 +125,18 @@ class VisionCall(nn.Module):
         self, plan: Plan, streams: Mapping[str, Stream], fusion: nn.ModuleDict | None, runtime: Runtime
     ) -> None:
         super().__init__()
-        self.plan, self.runtime = plan, runtime
+        self.plan, self.vision = plan, VisionRunner(runtime, most_crops(plan))
         self.streams, self.fusion = nn.ModuleDict(dict(streams)), fusion
 
     def forward(self, inputs: list[Tensor]) -> dict[str, Tensor]:
-        named = {
-            name: stream(pixels, self.runtime)
-            for (name, stream), pixels in zip(self.streams.items(), inputs, strict=True)
-        }
+        named = self.vision.encode(self.streams, dict(zip(self.streams, inputs, strict=True)), {})
         if self.fusion is None:
             return {"main": next(iter(named.values())).x_BND}
-        return {"main": run_fusion(self.plan, self.fusion, named, self.runtime)[self.plan.visual_source].x_BND}
+        return {"main": self.vision.fuse(self.fusion, self._fuse, named)["main"].x_BND}
+
+    def _fuse(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        fused = run_fusion(self.plan, cast(nn.ModuleDict, self.fusion), streams, self.vision.runtime)
+        return {"main": fused[self.plan.visual_source]}
 
     def under(self, runtime: Runtime) -> VisionCall:
         """The same modules, executed in another way."""

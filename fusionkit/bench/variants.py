@@ -30,6 +30,8 @@ RUNTIMES = {
     "fusionkit_layers_kept": Runtime(stream_layers=False),
     "fusionkit_mix_chunk_4": Runtime(mix_chunk=4),
     "fusionkit_one_crop": Runtime(crop_chunk=1),
+    "fusionkit_cuda_graphs": Runtime(cuda_graphs=True),
+    "fusionkit_parallel_encoders": Runtime(parallel_encoders=True),
 }
 """Other ways to execute a whole vision side; the reference is the default `Runtime`."""
 
@@ -79,8 +81,7 @@ def variants_of(
     found = [Variant(REFERENCE, case), Variant(CONTROL, case)]
     if isinstance(case, Whole):
         if setting.mode == "fwd":
-            names = [name for name in RUNTIMES if case.crops > 1 or name != "fusionkit_one_crop"]
-            found += [Variant(name, case) for name in names]
+            found += [Variant(name, case) for name, runtime in RUNTIMES.items() if _differs(runtime, case)]
     elif case.spec.family in STEP_FAMILIES:
         block = build_awake(case)
         if setting.mode == "fwd" and callable(getattr(block, "unfold", None)):
@@ -91,6 +92,11 @@ def variants_of(
     found += [Variant(peer.name, case, peer) for peer in peers_of(case.address) if not against or peer.name in against]
     found += [Variant(name, instead(case, name)) for name in against if "/" in name]
     return found
+
+
+def _differs(runtime: Runtime, case: Whole) -> bool:
+    """Whether a way to execute a vision side is another one for so many crops and encoders."""
+    return (case.crops > 1 or runtime.crop_chunk is None) and (len(case.streams) > 1 or not runtime.parallel_encoders)
 
 
 def is_host(case: AnyCase) -> bool:
@@ -110,14 +116,14 @@ def prepare(variant: Variant, setting: Setting, built: nn.Module | None = None) 
     if variant.peer is not None and setting.mode not in variant.peer.modes:
         raise UnsuitableError(f"has no mode {setting.mode}: {variant.peer.summary}")
     shared = built if isinstance(built, VisionCall) and not variant.backend else None
-    module = build_awake(case) if shared is None else shared.under(RUNTIMES.get(variant.name, Runtime()))
+    module = build_awake(case) if shared is None else _under(shared, variant)
     autocast = None
     if variant.peer is not None:
         # Peers keep fp32 weights and run under autocast: what people do whose parametrisation has no half precision.
         rounded = copy.deepcopy(module).to(dtype).to(torch.float32)
         module = variant.peer.make(rounded.to(device), variant.case.config)  # type: ignore[union-attr]  # steps only
         autocast = None if dtype is torch.float32 else dtype
-    else:
+    elif shared is None:  # even a move to where it is would make it fold and capture again
         module = module.to(device, dtype)
     module, around = put_under(module, variant.backend, setting.mode)
     in_step = setting.mode == "step" and variant.peer is None and variant.name != PLAIN_STEP
@@ -130,3 +136,10 @@ def prepare(variant: Variant, setting: Setting, built: nn.Module | None = None) 
         autocast=autocast,
         around=around,
     )
+
+
+def _under(built: VisionCall, variant: Variant) -> VisionCall:
+    try:
+        return built.under(RUNTIMES.get(variant.name, Runtime()))
+    except UsageError as error:
+        raise UnsuitableError(str(error)) from error

@@ -21,6 +21,7 @@ from fusionkit.model.parts import build_parts
 from fusionkit.model.runtime import Runtime
 from fusionkit.model.saved import SavedModel, tell_few_bits
 from fusionkit.model.tower import Stream, run_fusion
+from fusionkit.model.vision import VisionRunner, most_crops
 from fusionkit.ops.attention import use_attention_backend
 from fusionkit.ops.finite import require_finite
 from fusionkit.ops.layer_norm_sum import use_layer_norm_sum
@@ -86,7 +87,7 @@ class FusionVLM(SavedModel, GenerationMixin):
             self.generation_config = decoder.generation_config
             watch_blocks(decoder, self.layer_injectors().values())
             tell_few_bits(self)
-        self._runtime = Runtime()
+        self._vision = VisionRunner(Runtime(), most_crops(self.plan))
         # As `to(torch.bfloat16)` leaves them, so does loading in bf16.
         self._keep_in_fp32_modules_strict = full_precision_names(self)
         self.post_init()  # type: ignore[no-untyped-call]
@@ -94,14 +95,22 @@ class FusionVLM(SavedModel, GenerationMixin):
     @property
     def runtime(self) -> Runtime:
         """How the vision side is executed; assign another `Runtime` to change it."""
-        return self._runtime
+        return self._vision.runtime
 
     @runtime.setter
     def runtime(self, runtime: Runtime) -> None:
+        vision = VisionRunner(runtime, most_crops(self.plan))
+        use_layer_norm_sum(nn.Identity(), runtime.layer_norm_sum)  # refused before anything is changed
         use_attention_backend(self.streams, runtime.attention)
         use_attention_backend(self.fusion, runtime.attention)
         use_layer_norm_sum(self.streams, runtime.layer_norm_sum)
-        self._runtime = runtime
+        self._vision = vision
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._vision.drop()  # captures hold memory, and training changes what they were made of
+        super().train(mode)
+        return self
 
     # The blocks and the language model initialise themselves; transformers' blanket normal init must not touch them.
     def init_weights(self) -> None:
@@ -147,8 +156,7 @@ class FusionVLM(SavedModel, GenerationMixin):
             raise ShapeError(
                 f"no pixels for stream {', '.join(missing)}: pass {', '.join(PIXELS + m for m in missing)}"
             )
-        given = coverage or {}
-        return {name: self.streams[name](pixels[name], self.runtime, given.get(name)) for name in wanted}
+        return self._vision.encode(self.streams, {name: pixels[name] for name in wanted}, coverage or {})
 
     def fuse(self, streams: Mapping[str, Tokens]) -> Tokens:
         """Run the fusion graph: stream tokens -> x_CNE, ready to stand in the text."""
@@ -156,6 +164,9 @@ class FusionVLM(SavedModel, GenerationMixin):
 
     def fuse_all(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
         """Everything the injectors read, as `mm_encoder_outputs` takes it: `image`, and `injectors.NAME` for those inside the decoder."""
+        return self._vision.fuse(self.fusion, self._fuse_all, streams)
+
+    def _fuse_all(self, streams: Mapping[str, Tokens]) -> dict[str, Tokens]:
         named = run_fusion(self.plan, self.fusion, streams, self.runtime)
         inside = self.layer_injectors()
         sources = {node.address: node.sources["input"] for node in self.plan.injectors if node.address in inside}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fusionkit.errors import UsageError
 
 if TYPE_CHECKING:
     from fusionkit.recipe import Recipe
@@ -39,11 +42,40 @@ class Runtime(BaseModel):
         "layer, or one kernel that reads every layer once. The same fp32 sum; triton is an error where it cannot run. "
         "With grad, and inside torch.compile, always eager.",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="At inference on a CUDA device: capture encoders, mixers and fusion once for each bucket of crops and "
+        "replay them without launches from Python. Captured anew when weights have changed.",
+    )
+    crop_buckets: tuple[int, ...] | None = Field(
+        None,
+        description="With cuda_graphs: numbers of crops to capture for, rising. Fewer crops are padded up to the next and "
+        "the padding cut off; more are run in parts. If not given: 1, 2, 4, ... and the most crops of a picture.",
+    )
+    parallel_encoders: bool = Field(
+        False,
+        description="At inference on a CUDA device: run the encoders side by side, each on a queue of the device of its "
+        "own. Can help where one encoder leaves the device idle, as with few crops.",
+    )
     check_finite: bool = Field(
         False,
         description="Stop with the address of the first stream, step or injector that gives NaN or infinity. Waits for "
         "the device after every block: for finding a fault, not for every day.",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Raises UsageError for choices that exclude each other, and for buckets that are none."""
+        if self.crop_buckets is not None:
+            if not self.crop_buckets or any(low >= high for low, high in pairwise((0, *self.crop_buckets))):
+                got = list(self.crop_buckets)
+                raise UsageError(f"Runtime.crop_buckets: expected rising numbers of crops from 1 up, got {got}")
+            if not self.cuda_graphs:
+                raise UsageError("Runtime.crop_buckets is used with cuda_graphs=True only; leave it out")
+        for name in ("check_finite", "parallel_encoders"):
+            if self.cuda_graphs and getattr(self, name):
+                raise UsageError(f"Runtime: cuda_graphs and {name} exclude each other; choose one")
+        return self
 
     @classmethod
     def auto(cls, recipe: Recipe, device: str = "cpu", *, quiet: bool = False) -> Self:

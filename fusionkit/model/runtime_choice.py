@@ -21,6 +21,9 @@ STATES = 16
 """Hidden states' worth of memory that a block of an encoder is taken to need at a time: its MLP, attention and copies."""
 
 
+_NO_CUDA = "needs a CUDA device"
+
+
 class Choice(NamedTuple):
     """A runtime, and why each of its fields is as it is."""
 
@@ -48,7 +51,9 @@ def choose_runtime(recipe: Recipe, device: str) -> Choice:
             "attention=sdpa: eager was slower on a CPU; not measured on a GPU" + (f" ({refused})" if refused else ""),
             "layer_norm_sum=eager: triton is one read of every layer where eager is several, but not measured on a GPU"
             + (f" ({kernel})" if (kernel := why_kernel_unavailable("triton")) else ""),
-            "CUDA graphs, two streams, torch.compile: off, not measured to help",
+            "cuda_graphs=False: off, not measured" + (f" ({_NO_CUDA})" if kind == "cpu" else ""),
+            "parallel_encoders=False: off, not measured" + (f" ({_NO_CUDA})" if kind == "cpu" else ""),
+            "torch.compile: off, not measured to help",
         ),
     )
 

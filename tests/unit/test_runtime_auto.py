@@ -26,9 +26,16 @@ def test_every_field_that_is_chosen_has_a_reason(capsys: pytest.CaptureFixture[s
     found = Runtime.auto(fusionkit.load_recipe("builtin:tiny"))
     assert found == Runtime()
     told = capsys.readouterr().err
-    for name in ("crop_chunk", "stream_layers", "mix_chunk", "attention"):
+    for name in (
+        *("crop_chunk", "stream_layers", "mix_chunk", "attention"),
+        *("layer_norm_sum", "cuda_graphs", "parallel_encoders"),
+    ):
         assert f"runtime: {name}={getattr(found, name)}: " in told
     assert "a picture is one crop" in told
+    assert "runtime: cuda_graphs=False: off, not measured (needs a CUDA device)" in told
+    assert set(Runtime.model_fields) - {"crop_buckets", "check_finite"} == {
+        line.removeprefix("runtime: ").partition("=")[0] for line in told.splitlines() if "=" in line.split(": ")[1]
+    }
     Runtime.auto(fusionkit.load_recipe("builtin:tiny"), quiet=True)
     assert capsys.readouterr().err == ""
 
