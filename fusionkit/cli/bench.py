@@ -70,7 +70,7 @@ def command(
             "--backend",
             metavar="NAME",
             help="Run our block so, too: sdpa, eager, xformers, flex; flash, efficient, cudnn, math (SDPA's kernels); "
-            "compile; graph. May be repeated.",
+            "triton (sums of layers); compile; graph. May be repeated.",
         ),
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.cpu,
