@@ -29,6 +29,14 @@ def command(
         int | None, typer.Option("-n", "--pictures", min=1, help="At most so many for every score.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show the variants and their budgets; train nothing.")] = False,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reuse",
+            metavar="FOLDER",
+            help="Output of another sweep: runs of the very same recipe and seed are taken from there. May be repeated.",
+        ),
+    ] = None,
     set: SetOption = None,
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -39,6 +47,7 @@ def command(
     Examples:
       fusionkit sweep --grid figure6 --plan
       fusionkit sweep --grid figure6 -o runs/figure6
+      fusionkit sweep --grid table5 -o runs/table5 --reuse runs/figure6
       fusionkit sweep mine.yaml --grid mine_sweep.yaml -o runs/mine --seeds 5
     """
     from fusionkit.sweep.budget import plan_variants
@@ -71,7 +80,7 @@ def command(
     from fusionkit.train.run import Interrupted
 
     try:
-        rows, differences = run_sweep(wanted, source, variants, output, note)
+        rows, differences = run_sweep(wanted, source, variants, output, note, reuse or ())
     except Interrupted as stopped:
         note(f"{stopped}; what is done is kept in {output}: the same command goes on")
         raise typer.Exit(0 if stopped.signal is None else 128 + stopped.signal) from None

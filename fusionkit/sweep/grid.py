@@ -97,7 +97,7 @@ def pairs(grid: Grid) -> list[tuple[str, str]]:
 def load_grid(source: str) -> Grid:
     """Read a sweep file, or a shipped one by name. Raises UsageError, RecipeSyntaxError."""
     path = Path(source)
-    if not path.exists():
+    if not path.is_file():
         names = shipped()
         if source not in names:
             raise UsageError(f"--grid {source}: no such file; shipped sweeps: {', '.join(names)}")

@@ -25,15 +25,25 @@ from fusionkit.train.run import train
 
 Row = dict[str, Any]
 
+RESULTS = "results.json"
+
 
 def run_sweep(
-    grid: Grid, source: str, variants: Sequence[Planned], output: Path, say: Callable[[str], None]
+    grid: Grid,
+    source: str,
+    variants: Sequence[Planned],
+    output: Path,
+    say: Callable[[str], None],
+    reuse: Sequence[Path] = (),
 ) -> tuple[list[Row], list[Row]]:
     """Everything that is not done yet, seed by seed; then the table of variants and that of their differences.
 
     `output` gets a folder per run, `results.json` and the tables as CSV, Markdown and LaTeX. Interrupted, it goes on
-    where it was. Raises UsageError when a kept run was made with other settings.
+    where it was. A run that another sweep (`reuse`: their outputs) made with the very same recipe, seed and scoring is
+    taken from there and says so. Raises UsageError when a kept run was made with other settings, or when a folder of
+    `reuse` holds no runs.
     """
+    others = _others(reuse)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -42,7 +52,7 @@ def run_sweep(
     for number, (variant, seed) in enumerate(((v, s) for s in grid.seeds for v in variants), start=1):
         name = f"{variant.name}-{seed}"
         say(f"run {number} of {total}: {name}")
-        runs.append(_run(grid, variant, seed, variant.recipe(source, seed), output / name))
+        runs.append(_run(grid, variant, seed, variant.recipe(source, seed), output / name, others))
     rows, differences = as_rows(grid, variants, runs), contrasts(grid, runs)
     facts = {
         "sweep": grid.name,
@@ -61,14 +71,31 @@ def run_sweep(
         "variants": [asdict(variant) for variant in variants],
         "runs": runs,
     }
-    (output / "results.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    (output / RESULTS).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
     write_tables(output, "table", rows)
     write_tables(output, "differences", differences)
     return rows, differences
 
 
-def _run(grid: Grid, variant: Planned, seed: int, recipe: Recipe, folder: Path) -> Row:
-    """Train and score one variant with one seed, or read what is kept of it."""
+def _others(folders: Sequence[Path]) -> dict[str, Row]:
+    """The runs of other sweeps, by their settings."""
+    found: dict[str, Row] = {}
+    for folder in folders:
+        runs = [path for path in sorted(folder.glob("*.json")) if path.name != RESULTS]
+        if not runs:
+            raise UsageError(f"{folder}: no runs of a sweep here; expected what `fusionkit sweep -o` wrote")
+        for path in runs:
+            run: Row = json.loads(path.read_text(encoding="utf-8"))
+            found.setdefault(_key(run.pop("settings")), {"taken_from": f"{folder.name}/{path.stem}", **run})
+    return found
+
+
+def _key(settings: Row) -> str:
+    return json.dumps(settings)  # unsorted: the order of steps counts
+
+
+def _run(grid: Grid, variant: Planned, seed: int, recipe: Recipe, folder: Path, others: dict[str, Row]) -> Row:
+    """Train and score one variant with one seed, or read what is kept of it or of the same run elsewhere."""
     kept = folder.with_name(f"{folder.name}.json")
     settings = {
         "recipe": recipe.canonical(),
@@ -82,6 +109,8 @@ def _run(grid: Grid, variant: Planned, seed: int, recipe: Recipe, folder: Path) 
             raise UsageError(f"{kept}: this run was made with other settings; remove it, or use another -o")
         return known
     entry = _entry(grid, recipe)
+    if not folder.exists() and _key(settings) in others:
+        return _keep(kept, {**others[_key(settings)], "variant": variant.name, "seed": seed}, settings)
     if not folder.exists():
         cpu = time.process_time()
         finished = train(recipe, folder, resume=partial_of(folder).exists())
@@ -102,6 +131,11 @@ def _run(grid: Grid, variant: Planned, seed: int, recipe: Recipe, folder: Path) 
         "seconds_per_picture": round((time.monotonic() - started) / max(1, asked), 5),
         **spent,
     }
+    return _keep(kept, row, settings)
+
+
+def _keep(kept: Path, row: Row, settings: Row) -> Row:
+    """Write a finished run so that it is there whole or not at all."""
     staging = kept.with_suffix(".tmp")
     staging.write_text(json.dumps({**row, "settings": settings}, indent=2) + "\n", encoding="utf-8")
     staging.rename(kept)

@@ -63,6 +63,27 @@ def test_every_run_is_made_once_and_differences_are_paired(fusionkit, small: Pat
     assert "was made with other settings" in again.err
 
 
+def test_the_very_same_runs_of_another_sweep_are_taken_over(
+    fusionkit, small: Path, grid: Path, tmp_path: Path, monkeypatch
+) -> None:
+    changes = [word for change in FEW for word in ("--set", change)]
+    assert fusionkit("sweep", small, "--grid", grid, "-o", tmp_path / "out", "--seeds", "1", *changes).code == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(GRID.replace("free:", "loose:"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figure6").mkdir()  # a folder of that name does not hide the shipped sweep
+    assert fusionkit("sweep", "--grid", "figure6", "--plan").code == 0
+    words = ("sweep", small, "--grid", other, "-o", tmp_path / "new", "--seeds", "1", "--reuse", tmp_path / "out")
+    again = fusionkit(*words, *changes)
+    assert again.code == 0, again.err
+    made = json.loads((tmp_path / "new" / "results.json").read_text())["runs"]
+    assert [(run["variant"], run["taken_from"]) for run in made] == [("base", "out/base-0"), ("loose", "out/free-0")]
+    assert not [path for path in (tmp_path / "new").iterdir() if path.is_dir()]  # nothing was trained
+    nothing = fusionkit(*words[:-1], tmp_path / "figure6", *changes)
+    assert nothing.code == 2
+    assert "no runs of a sweep here" in nothing.err
+
+
 def test_the_shipped_figure_runs_at_the_size_of_a_test(fusionkit, tmp_path: Path) -> None:
     changes = (w for c in FEW for w in ("--set", c))
     done = fusionkit("sweep", "--grid", "figure6", "-o", tmp_path, "--seeds", "1", "-n", "4", "--json", *changes)
