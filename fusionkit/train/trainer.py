@@ -53,7 +53,7 @@ class StageTrainer(Trainer):
         self._once: Any = None
         self._saving = False
         self._factors: Iterator[dict[str, float]] = iter(())
-        self._seen = [0, 0]
+        self._seen, self._total = [0, 0], [0.0, 0.0]
         self._sharded = sharding.is_sharded(model)
         if self._sharded:
             # Sharded already: accelerate must only add autocast, not wrap it in DDP.
@@ -134,8 +134,14 @@ class StageTrainer(Trainer):
         if "loss" in logs:
             tokens, positions = world.sums([float(count) for count in self._seen])
             self._seen = [0, 0]
+            self._total = [self._total[0] + tokens, self._total[1] + positions]
             logs |= {"tokens": tokens, "filled": round(tokens / positions, 4)} if positions else {}
         super().log(logs, start_time)
+
+    @property
+    def filled(self) -> float:
+        """The share of all logged rows that tokens filled, over all processes; the rest was padding."""
+        return self._total[0] / self._total[1] if self._total[1] else 1.0
 
     # -------------------------------------------------------------------------------------------- saved states
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -78,6 +80,18 @@ def test_the_log_says_how_full_the_rows_were(plain: Path, packed: Path) -> None:
         assert expected["filled"] < found["filled"] <= 1
 
 
+def test_the_person_is_told_at_the_end_of_a_stage(path: Path, packed: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    with override(MIXED):
+        train(load(path, PACKED), tmp_path / "told", say=told.append)
+        train(load(path), tmp_path / "plain", say=lambda text: pytest.fail(text))
+    tokens = [row["tokens"] for row in rows(packed)]
+    positions = [row["tokens"] / row["filled"] for row in rows(packed)]
+    (line,) = told
+    assert line.startswith("stage 'answers': packed rows were ")
+    assert float(line.split()[5].rstrip("%")) == pytest.approx(100 * sum(tokens) / sum(positions), abs=0.1)
+
+
 def test_interrupted_and_resumed_it_ends_at_the_same_weights(path: Path, packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "resumed"
     with override(MIXED):
@@ -87,6 +101,26 @@ def test_interrupted_and_resumed_it_ends_at_the_same_weights(path: Path, packed:
         assert train(recipe, folder, resume=True).steps == 3
     one, two = weights(packed), weights(folder)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_two_processes_learn_the_same(path: Path, plain: Path, tmp_path: Path) -> None:
+    """Each packs its own share of the batch: as many steps in both, and the losses over all answers."""
+    words = [part for change in (*CHANGES, PACKED) for part in ("--set", change)]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fusionkit")
+    plugin = Path(__file__).with_name("mixed_samples.py")
+    ended = subprocess.run(
+        [sys.executable, *launcher, "train", str(path), "-o", str(tmp_path / "two"), "--plugin", str(plugin), *words],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "2 processes train together" in ended.stderr
+    for found, expected in zip(rows(tmp_path / "two"), rows(plain), strict=True):
+        assert [found["loss"], found["grad_norm"]] == pytest.approx([expected["loss"], expected["grad_norm"]], rel=1e-9)
+        assert found["filled"] > expected["filled"]
 
 
 def test_a_sample_longer_than_the_sequence_is_an_error_as_ever(path: Path, tmp_path: Path) -> None:
