@@ -137,8 +137,10 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
     model.train(False)
     if world.is_main() and (reasons := skipped(listed)):
         run.say(f"{len(reasons)} samples could not be used and were left out, listed in {SKIPPED_FILE}: {reasons[0]}")
-    if packing is not None and world.is_main():
-        run.say(f"stage '{name}': packed rows were {trainer.filled:.1%} tokens, the rest padding")
+    if packing is not None:
+        share = trainer.filled()
+        if world.is_main():
+            run.say(f"stage '{name}': packed rows were {share:.1%} tokens, the rest padding")
     reached = trainer.state.global_step
     weights = sharding.whole_weights(model) if sharded else {}
     return Outcome(reached - begun, reached, steps, weights)

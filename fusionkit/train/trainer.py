@@ -53,7 +53,7 @@ class StageTrainer(Trainer):
         self._once: Any = None
         self._saving = False
         self._factors: Iterator[dict[str, float]] = iter(())
-        self._seen, self._total = [0, 0], [0.0, 0.0]
+        self._seen, self._logged = [0, 0], [0, 0]
         self._sharded = sharding.is_sharded(model)
         if self._sharded:
             # Sharded already: accelerate must only add autocast, not wrap it in DDP.
@@ -132,16 +132,16 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers, with the tokens since the last entry and the share of the rows that they fill."""
         if "loss" in logs:
-            tokens, positions = world.sums([float(count) for count in self._seen])
-            self._seen = [0, 0]
-            self._total = [self._total[0] + tokens, self._total[1] + positions]
+            new = [float(now - before) for now, before in zip(self._seen, self._logged, strict=True)]
+            self._logged = list(self._seen)
+            tokens, positions = world.sums(new)
             logs |= {"tokens": tokens, "filled": round(tokens / positions, 4)} if positions else {}
         super().log(logs, start_time)
 
-    @property
     def filled(self) -> float:
-        """The share of all logged rows that tokens filled, over all processes; the rest was padding."""
-        return self._total[0] / self._total[1] if self._total[1] else 1.0
+        """The share of all rows of this run that tokens filled, over all processes, which must all ask."""
+        tokens, positions = world.sums([float(count) for count in self._seen])
+        return tokens / positions if positions else 1.0
 
     # -------------------------------------------------------------------------------------------- saved states
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
