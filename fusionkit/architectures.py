@@ -8,7 +8,6 @@ Inside `asking_libraries()` names that are not listed are looked up in the libra
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,7 +90,9 @@ def _measure(facts: str) -> Any:
 
 def near(library: str, name: str, count: int = 3) -> list[str]:
     """Listed names that look like `name`, for error messages: weight tags of the same architecture first."""
+    from difflib import get_close_matches
+
     section = names(library)
     tagged = [listed for listed in section if listed.split(".")[0] == name.split(".")[0]]
-    similar = difflib.get_close_matches(name, section, n=count, cutoff=0.5)
+    similar = get_close_matches(name, section, n=count, cutoff=0.5)
     return list(dict.fromkeys([*tagged, *similar]))[:count]

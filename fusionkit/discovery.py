@@ -47,6 +47,7 @@ BLOCK_VARIABLE = "FUSIONKIT_BLOCK"
 PREFIX = "fusionkit."
 
 _OWN_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_HEADER = {key: re.compile(rf"^{key}:[ \t]*(\S+)", re.MULTILINE | re.IGNORECASE) for key in ("Name", "Version")}
 _VENDOR_NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 
 
@@ -218,10 +219,13 @@ def _read_entries() -> tuple[list[Entry], list[Trouble]]:
 
 def _identity(distribution: metadata.Distribution) -> tuple[str, str]:
     """Name and version; raises ValueError if the metadata has none."""
-    name, version = distribution.metadata["Name"], distribution.metadata["Version"]
-    if not name or not version:
+    # The files that importlib.metadata reads. Its parser takes in the whole README too, which is most of such a file.
+    text = next((text for file in ("METADATA", "PKG-INFO", "") if (text := distribution.read_text(file))), "")
+    found = {key: _HEADER[key].search(text.partition("\n\n")[0]) for key in _HEADER}
+    name, version = found["Name"], found["Version"]
+    if name is None or version is None:
         raise ValueError("no Name or Version")
-    return normalised(name), version
+    return normalised(name[1]), version[1]
 
 
 def _entries_of(distribution: metadata.Distribution, name: str, version: str) -> Iterator[Entry]:

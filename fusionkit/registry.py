@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +56,9 @@ def spec(family: str, name: str) -> BlockSpec:
 def step_spec(name: str) -> BlockSpec:
     """The spec of a step, whose name is unique over the step families. Raises as `spec` does."""
     for _ in _twice():
+        installed = {entry.family for entry in scan().blocks if entry.name == name}
         for family in STEP_FAMILIES:
-            if _is_known(family, name):
+            if family in installed or _local(family, name):
                 return spec(family, name)
     raise UnknownBlockError(_unknown("steps", name))
 
@@ -147,6 +147,8 @@ def _changed(folder: str) -> int:
 
 def last_frame(error: BaseException) -> str:
     """Where an error was raised, `file:line in function`, leaving out the machinery that imports; may be empty."""
+    import traceback
+
     machinery = (__file__, "<frozen importlib", importlib.__file__)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(machinery)]
     return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""

@@ -13,7 +13,6 @@ from fusionkit.errors import Problem, RecipeValidationError
 from fusionkit.recipe.locate import open_chain
 from fusionkit.recipe.merge import merge
 from fusionkit.recipe.overrides import override
-from fusionkit.recipe.problems import translate, unset_leaves
 from fusionkit.recipe.requirements import check_requirements
 from fusionkit.recipe.schema import Recipe
 from fusionkit.recipe.section import Lookups
@@ -51,6 +50,8 @@ def validate(tree: Table) -> Recipe:
     try:
         recipe = _validate(tree)
     except ValidationError as error:
+        from fusionkit.recipe.problems import translate  # a recipe without faults does without
+
         raise RecipeValidationError([*problems, *translate(error, tree)]) from error
     problems += _clashes(recipe)
     if problems:
@@ -62,6 +63,8 @@ def _validate(tree: Table) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(plain(tree)), context=Lookups())
     except ValidationError as error:
+        from fusionkit.recipe.problems import unset_leaves
+
         refused = list(unset_leaves(error, tree))
         if not refused:
             raise

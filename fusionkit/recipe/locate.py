@@ -6,15 +6,15 @@ Everything is found by file and metadata; no package is imported to find its rec
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from fusionkit import discovery, registry
 from fusionkit.errors import Problem, RecipeError, RecipeValidationError
 from fusionkit.recipe.mapping_source import from_mapping
+from fusionkit.recipe.nearest import nearest
 from fusionkit.recipe.source import read_text, shorten
 from fusionkit.recipe.tree import Leaf, Table
 
@@ -74,8 +74,12 @@ def open_source(source: str | Path | Mapping[str, Any]) -> Opened:
         raise _invalid(asked, "is no path", "pass a path, builtin:NAME, or the recipe as a dict")
     if isinstance(source, str) and (shipped := _SHIPPED.fullmatch(source)):
         return _read(_find_shipped(shipped[1], shipped[2], asked), source, asked, prefix=shipped[1])
-    near = get_close_matches(Path(source).stem, _names(_builtin_folder()), n=1)
-    return _read(Path(source), text, asked, f"did you mean builtin:{near[0]}?" if near else "")
+
+    def near() -> str:
+        like = nearest(Path(source).stem, _names(_builtin_folder()))
+        return f"did you mean builtin:{like}?" if like else ""
+
+    return _read(Path(source), text, asked, near)
 
 
 def _extended(text: str, by: Opened, problem: Problem) -> Opened:
@@ -94,11 +98,14 @@ def _extended(text: str, by: Opened, problem: Problem) -> Opened:
         raise _invalid(
             problem, f"'{shorten(text)}' leads out of the recipe's folder", "copy the file beside the recipe"
         )
-    near = get_close_matches(path.name, [other.name for other in folder.glob("*.*")], n=1)
-    hint = f"did you mean '{near[0]}'?" if near else ""
+
+    def near() -> str:
+        like = nearest(path.name, (other.name for other in folder.glob("*.*")))
+        return f"did you mean '{like}'?" if like else ""
+
     if by.prefix:
-        return _read(folder / path, f"{by.prefix}:{path.with_suffix('')}", problem, hint, prefix=by.prefix)
-    return _read(folder / path, str(Path(by.name).parent / path), problem, hint)
+        return _read(folder / path, f"{by.prefix}:{path.with_suffix('')}", problem, near, prefix=by.prefix)
+    return _read(folder / path, str(Path(by.name).parent / path), problem, near)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
@@ -109,8 +116,8 @@ def _is_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def _read(path: Path, name: str, asked: Problem, near: str = "", *, prefix: str = "") -> Opened:
-    """Read a recipe file; `asked` says where it was asked for, `near` what else may be meant if there is none."""
+def _read(path: Path, name: str, asked: Problem, near: Callable[[], str] = str, *, prefix: str = "") -> Opened:
+    """Read a recipe file; `asked` says where it was asked for, `near()` what else may be meant if there is none."""
     # Imported here so that a recipe given as a dict, and every plain import, does without the YAML library.
     from fusionkit.recipe.yaml_subset import parse_yaml
 
@@ -118,7 +125,7 @@ def _read(path: Path, name: str, asked: Problem, near: str = "", *, prefix: str 
     try:
         text = read_text(path, name)
     except FileNotFoundError as error:
-        raise _invalid(asked, f"{shown}no such file", near) from error
+        raise _invalid(asked, f"{shown}no such file", near()) from error
     except IsADirectoryError as error:
         raise _invalid(asked, f"{shown}is a folder, not a recipe file") from error
     except OSError as error:
@@ -135,7 +142,8 @@ def _find_shipped(prefix: str, name: str, asked: Problem) -> Path:
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = _names(folder)
-        near = _elsewhere(name) or [f"{prefix}:{like}" for like in get_close_matches(name, known, n=1)]
+        like = nearest(name, known)
+        near = _elsewhere(name) or ([f"{prefix}:{like}"] if like else [])
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise _invalid(asked, f"no recipe {prefix}:{name}", hint)
     return path

@@ -8,9 +8,9 @@ the key; on a field of a block it sets the field to null, or back to its default
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 
 from fusionkit.errors import Problem
+from fusionkit.recipe.nearest import nearest
 from fusionkit.recipe.tree import Leaf, Node, Table
 
 _ORDERED = re.compile(r"streams\.[^.]+\.steps|fusion|injectors|train\.stages")
@@ -70,8 +70,8 @@ def _move(entries: dict[str, Node], key: str, before: Node, problems: list[Probl
 
 
 def _near(name: str, known: list[str]) -> str:
-    if near := get_close_matches(name[:64], known, n=1):
-        return f"did you mean '{near[0]}'?"
+    if near := nearest(name, known):
+        return f"did you mean '{near}'?"
     return f"there are {', '.join(known[:12])}" if known else "there are none"
 
 

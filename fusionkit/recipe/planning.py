@@ -7,7 +7,6 @@ that every problem is reported once, where it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +14,7 @@ from fusionkit import registry
 from fusionkit.errors import FusionkitError, PluginError, Problem, ShapeError
 from fusionkit.geometry import LayerStackSpec, TokenSpec
 from fusionkit.plugin import BlockConfig, BlockPlan, BlockSite, BlockSpec, Like
+from fusionkit.recipe.nearest import nearest
 from fusionkit.recipe.plan_types import Node
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ def likes(config: BlockConfig) -> dict[str, str]:
 
 def suggestion(name: str, known: list[str]) -> str:
     """The name that was probably meant, and the names there are: all of few, the first of many."""
-    near = get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     if near and len(known) > MANY:
-        return f"did you mean `{near[0]}`?"
+        return f"did you mean `{near}`?"
     more = ", ..." if len(known) > MANY else ""
     listed = f"there are: {', '.join(known[:MANY])}{more}" if known else "there are none"
-    return f"did you mean `{near[0]}`? {listed}" if near else listed
+    return f"did you mean `{near}`? {listed}" if near else listed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from fusionkit.errors import Problem
 from fusionkit.recipe.keys import fields_at
+from fusionkit.recipe.nearest import nearest
 from fusionkit.recipe.source import shorten
 from fusionkit.recipe.tree import Items, Leaf, Node, Origin, Table, child
 
@@ -221,10 +221,10 @@ def _way_on(fault: _Fault, tree: Table) -> str:
 def _known_keys(fault: _Fault, tree: Table) -> str:
     key = str(fault.path[-1])
     known = list(fields_at(tree, fault.path[:-1]))
-    near = get_close_matches(key[:64], known, n=1)
-    beside = _beside(fault, tree).get(near[0]) if near else None
+    near = nearest(key, known)
+    beside = _beside(fault, tree).get(near) if near else None
     if near and beside is not None and beside.origin.source == fault.node.origin.source:
-        return f"'{near[0]}' is given already"
+        return f"'{near}' is given already"
     return _near(key, known) or (f"known: {', '.join(known)}" if known else "")
 
 
@@ -242,8 +242,8 @@ def _description(fault: _Fault, tree: Table) -> str:
 
 
 def _near(word: str, known: Sequence[str]) -> str:
-    near = get_close_matches(word[:64], known, n=1)
-    return f"did you mean '{near[0]}'?" if near else ""
+    near = nearest(word, known)
+    return f"did you mean '{near}'?" if near else ""
 
 
 def _listed(words: Sequence[str]) -> str:

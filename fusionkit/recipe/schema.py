@@ -3,8 +3,6 @@
 Block fields hold the validated config of the block's own class.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

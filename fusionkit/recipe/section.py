@@ -4,8 +4,6 @@ A field `Annotated[BlockConfig, BlockOf("mixers")]` takes a mapping with a `type
 that name and holds an instance of the spec's own config class. Nothing is imported but that one spec.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

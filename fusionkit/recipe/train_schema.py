@@ -3,8 +3,6 @@
 Learning rates and trainable parts are given by address, the same string as in `state_dict`; the longest prefix wins.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt

@@ -3,11 +3,9 @@
 As last step before the language model an adapter is the projector: its width is then the language model's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -45,7 +43,7 @@ class MlpConfig(StepConfig):
     norm: bool = Field(False, description="LayerNorm before the first layer.")
 
     @model_validator(mode="after")
-    def _swiglu_has_depth_2(self) -> MlpConfig:
+    def _swiglu_has_depth_2(self) -> Self:
         if self.activation == "swiglu" and self.depth != 2:
             raise ValueError(f"depth must be 2 with activation swiglu, got {self.depth}")
         return self

@@ -4,10 +4,8 @@
 recipe that does not fit fails before any weight exists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -114,7 +112,7 @@ class WeightedSumConfig(BlockConfig):
     )
 
     @model_validator(mode="after")
-    def _weights_fit(self) -> WeightedSumConfig:
+    def _weights_fit(self) -> Self:
         if self.weights is None:
             return self
         if len(self.weights) != len(self.inputs):

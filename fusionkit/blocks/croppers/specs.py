@@ -1,7 +1,5 @@
 """Configs and specs of the croppers. Torch-free."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator

@@ -1,7 +1,5 @@
 """Configs and specs of the datasets. Torch-free."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal, Self
 

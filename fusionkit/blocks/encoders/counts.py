@@ -4,8 +4,6 @@ Equation: with N patch tokens, P prefix tokens, T = N + P and the first l blocks
 params = stem + N * position + l * block and flops = N * stem + l * (T * block + T² * attention).
 """
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from fusionkit.errors import ShapeError

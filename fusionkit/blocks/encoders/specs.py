@@ -1,7 +1,5 @@
 """Encoders: configs, facts and specs. Torch-free."""
 
-from __future__ import annotations
-
 from functools import partial
 from math import prod
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """The `transformers` encoder: config, facts and spec. Torch-free."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Self

@@ -4,8 +4,6 @@ An injector reads the named output, or the last fusion step. `replace` and `add`
 inside the decoder and join one of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

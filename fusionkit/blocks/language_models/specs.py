@@ -1,7 +1,5 @@
 """Language models: config, facts and spec. Torch-free."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Configs and specs of the metrics. Torch-free."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator

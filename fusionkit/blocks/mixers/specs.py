@@ -4,8 +4,6 @@ Notation in the equations: z_l is layer l of the L selected ones, LN_l its Layer
 encoder's width, m the output width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal

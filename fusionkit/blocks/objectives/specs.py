@@ -1,7 +1,5 @@
 """Configs and specs of the objectives. Torch-free."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator

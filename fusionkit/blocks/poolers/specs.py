@@ -4,8 +4,6 @@ Windows are (rows, columns) and do not overlap. A grid that the window does not 
 says how to pad it (right and bottom).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal

@@ -9,13 +9,11 @@
 unit, whichever that is: selectors only compare them. Other keys may stand in a file and are not read. Torch-free.
 """
 
-from __future__ import annotations
-
 import json
 import stat
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -54,7 +52,7 @@ class EntropyReport(BaseModel):
     layers: tuple[LayerEntropy, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _layers_rise(self) -> EntropyReport:
+    def _layers_rise(self) -> Self:
         numbers = [entry.layer for entry in self.layers]
         if any(low >= high for low, high in pairwise(numbers)) or numbers[-1] > self.depth:
             raise ValueError(f"layers must rise, each once, and end at {self.depth} at most, got {numbers}")

@@ -4,10 +4,8 @@ A selector is a torch-free object with `layers(info) -> tuple[int, ...]`: sorted
 is the input of block 1 and layer l the output of block l, so `all` is 1..depth.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
@@ -78,7 +76,7 @@ class RelativeConfig(BlockConfig):
     )
 
     @model_validator(mode="after")
-    def _one_form(self) -> RelativeConfig:
+    def _one_form(self) -> Self:
         ends = (self.first, self.last)
         if (self.fractions is None) == (ends == (None, None)):
             raise ValueError("give either first and last, or fractions")
@@ -115,7 +113,7 @@ class EntropyConfig(BlockConfig):
     knee: bool = Field(False, description="Put the threshold where the curve over the layers bends most.")
 
     @model_validator(mode="after")
-    def _one_rule(self) -> EntropyConfig:
+    def _one_rule(self) -> Self:
         if (self.threshold is not None) + (self.top_k is not None) + self.knee != 1:
             raise ValueError("give exactly one of threshold, top_k and knee: true")
         return self
