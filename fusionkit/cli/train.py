@@ -97,10 +97,12 @@ def command(
 
         opened = load_recipe(on_own_data(opened, data))
     from fusionkit.train import world
-    from fusionkit.train.execution import Execution, sharding_asked, take_over_sharding
+    from fusionkit.train.execution import Execution, check_precision, sharding_asked, take_over_sharding
     from fusionkit.train.run import Interrupted, has_progress, train
 
     asked = sharding_asked()
+    if opened.train is not None:
+        check_precision(opened.train.precision)
     take_over_sharding()
     execution = Execution(
         shard="fsdp2" if "fsdp2" in (asked, shard.value) else "none",

@@ -47,6 +47,19 @@ def sharding_asked(environment: Mapping[str, str] = os.environ) -> Sharding:
     return "fsdp2"
 
 
+def check_precision(precision: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UsageError when `accelerate launch` asks for another number format than the recipe.
+
+    The Trainer would follow it, and the model would learn in another way than the recipe says.
+    """
+    asked = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        cure = f"say train.precision={asked} in the recipe, or " if asked == "bf16" else ""
+        raise UsageError(
+            f"accelerate asks for mixed precision {asked}, the recipe for {precision}; {cure}launch with --mixed_precision no"
+        )
+
+
 def take_over_sharding() -> None:
     """Let accelerate see a plain group of processes: fusionkit shards by itself, which leaves the skew parameters out."""
     os.environ.pop("ACCELERATE_USE_FSDP", None)

@@ -16,7 +16,9 @@ from transformers import Trainer
 from fusionkit.errors import CheckpointError, DataError
 from fusionkit.model.checkpoint import SAVE_ERRORS, failure
 from fusionkit.ops.step import step
+from fusionkit.sample import Sample
 from fusionkit.train import sharding, world
+from fusionkit.train.blame import blame, named
 from fusionkit.train.partial import SAVING, drop_old_states
 from fusionkit.train.schedule import make_scheduler
 from fusionkit.train.sealed import seal
@@ -47,11 +49,13 @@ class StageTrainer(Trainer):
         super().__init__(model=model, train_dataset=dataset, data_collator=collate, **kwargs)
         self.model_accepts_loss_kwargs = False
         self._stage = model
+        self._collate = collate
         self._make_optimizer = make_optimizer
         self._schedule = schedule
         self._new_rows = dict(new_rows or {})
         self._once: Any = None
         self._saving = False
+        self._samples: list[Sample] = []
         self._factors: Iterator[dict[str, float]] = iter(())
         self._seen, self._logged = [0, 0], [0, 0]
         self._sharded = sharding.is_sharded(model)
@@ -112,22 +116,37 @@ class StageTrainer(Trainer):
         for name, rows in self._new_rows.items():
             sharding.keep_rows(self._stage.get_parameter(name), rows)
         if self._sharded:
-            return sharding.clip(self._stage.parameters(), self.args.max_grad_norm)
-        return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+            norm = sharding.clip(self._stage.parameters(), self.args.max_grad_norm)
+        else:
+            norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        if not torch.isfinite(norm):
+            # One step with it, and every weight is lost.
+            raise DataError(
+                f"the gradient is not finite at step {self.state.global_step + 1}, though the loss is; "
+                f"the batch has {named(self._samples)}"
+            )
+        self._samples = []
+        return norm
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
+        self._samples += inputs["samples"]
         losses = model(inputs)
         share = next(self._factors, {})
         total = torch.stack([loss * share.get(name, 1.0) for name, loss in losses.items()]).sum()
         if not torch.isfinite(total):
-            rows = ", ".join(str(sample.provenance) for sample in inputs["samples"][:4])
             parts = ", ".join(f"{name} {loss.item():g}" for name, loss in losses.items())
             raise DataError(
-                f"the loss is not finite at step {self.state.global_step + 1} ({parts}); the batch begins with {rows}"
+                f"the loss is not finite at step {self.state.global_step + 1} ({parts}): {self._blame(inputs)}"
             )
         return (total, losses) if return_outputs else total
+
+    def _blame(self, inputs: Mapping[str, Any]) -> str:
+        samples = inputs["samples"]
+        if self._sharded:  # a pass that the other processes do not make would wait for them
+            return f"the batch has {named(samples)}"
+        return blame(self._stage, lambda each: self._prepare_inputs(self._collate(each)), samples)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers, with the tokens since the last entry and the share of the rows that they fill."""

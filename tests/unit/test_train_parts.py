@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import fusionkit
 from fusionkit.errors import UsageError
 from fusionkit.train import world
-from fusionkit.train.execution import Execution, sharding_asked
+from fusionkit.train.execution import Execution, check_precision, sharding_asked
 from fusionkit.train.partial import cut_log
 from fusionkit.train.run import train
 from fusionkit.train.sealed import fault, seal
@@ -80,6 +81,30 @@ def test_a_log_is_cut_back_to_the_step_that_is_made_again(tmp_path: Path) -> Non
     log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "sec', encoding="utf-8")
     cut_log(log, ["first", "second"], "second", 1)
     assert [json.loads(line) for line in log.read_text().splitlines()] == rows[:4]
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "message"),
+    [
+        (None, "fp32", None),
+        ("no", "bf16", None),
+        ("bf16", "bf16", None),
+        (
+            "bf16",
+            "fp32",
+            "accelerate asks for mixed precision bf16, the recipe for fp32; say train.precision=bf16 in the",
+        ),
+        (
+            "fp16",
+            "bf16",
+            "accelerate asks for mixed precision fp16, the recipe for bf16; launch with --mixed_precision",
+        ),
+    ],
+)
+def test_the_recipe_says_the_precision(asked: str | None, precision: str, message: str | None) -> None:
+    environment = {} if asked is None else {"ACCELERATE_MIXED_PRECISION": asked}
+    with nullcontext() if message is None else pytest.raises(UsageError, match=message):
+        check_precision(precision, environment)
 
 
 def test_trackers_pass_through(tmp_path: Path) -> None:
