@@ -179,7 +179,8 @@ class LayerInjectorConfig(StepConfig):
 
     Its module has `layers` and `when` as here, `prepare(tokens, placement) -> tuple of tensors, rows first` and
     `forward(hidden_BTE, state, layer, first) -> hidden_BTE`. It may read other tokens than stand in the text; its
-    planner gets those under `input` and the ones in the text under `visual`.
+    planner gets those under `input` and the ones in the text under `visual`. A row may hold several samples: a crop is
+    seen from `placement.starts_BC` to `placement.ends_BC`.
     """
 
     layers: tuple[PositiveInt, ...] = Field(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fusionkit.errors import ShapeError
+from fusionkit.ops.packing import Packed
+from fusionkit.ops.placement import Placement
 from fusionkit.ops.roles import parameter_roles
 from fusionkit.testing import fakes
 from fusionkit.testing.checks.modules import MODULE_CHECKS, require_same
@@ -45,6 +47,29 @@ def check_parts_equal_the_whole(subject: InjectorSubject) -> None:
         found = [subject.through_layers(subject.module, arguments, longer[:, a:b], a) for a, b in parts]
     error = relative_error(torch.cat(found, dim=1), expected)
     require(error <= 2e-6, f"in parts the output differs by {error:.1e} of its norm")
+
+
+def check_samples_stay_apart(subject: InjectorSubject) -> None:
+    """Inside the decoder: samples packed into one row see what they see in rows of their own (`Placement.ends_BC`)."""
+    if not isinstance(subject, LayerInjectorSubject):
+        return
+    tokens, length = fakes.tokens(subject.tokens, 2, 1), 9
+    mask_BT = torch.zeros(2, length, dtype=torch.bool)
+    mask_BT[:, 2 : 2 + subject.tokens.tokens] = True
+    index_V = torch.arange(2 * subject.tokens.tokens)
+    hidden_BTE = fakes.random((2, length, fakes.WIDTH), 0)
+    sample_BT = torch.arange(2).repeat_interleave(length)[None]
+    packed = Packed(sample_BT, torch.zeros_like(sample_BT))
+    apart = Placement.of(mask_BT, index_V, subject.tokens.tokens)
+    together = Placement.of(mask_BT.reshape(1, -1), index_V, subject.tokens.tokens, packed)
+    with torch.no_grad():
+        expected = subject.through_layers(subject.module, {"tokens": tokens, "placement": apart}, hidden_BTE, 0)
+        arguments = {"tokens": tokens, "placement": together}
+        found = subject.through_layers(subject.module, arguments, hidden_BTE.reshape(1, -1, fakes.WIDTH), 0)
+    error = relative_error(found.reshape(expected.shape), expected)
+    require(
+        error <= 2e-6, f"two samples in one row differ from those in rows of their own by {error:.1e} of their norm"
+    )
 
 
 def check_wrong_count_is_refused(subject: InjectorSubject) -> None:
@@ -147,6 +172,7 @@ INJECTOR_CHECKS = (
     check_text_only_batch,
     check_shape_is_kept,
     check_parts_equal_the_whole,
+    check_samples_stay_apart,
     check_wrong_count_is_refused,
     check_wrong_width_is_refused,
     check_parameter_count,
