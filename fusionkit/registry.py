@@ -211,7 +211,8 @@ def _unknown(family: str, name: str) -> str:
     else:
         parts.append(f"there are {', '.join(known) or 'none'}")
     command = "fusionkit list" if family == "steps" else f"fusionkit list {family}"
-    return "; ".join(parts) + f" (`{command}` shows all)"
+    local = "; `--plugin FILE` brings those of a local file" if discovery.is_vendor_name(name) and not near else ""
+    return "; ".join(parts) + f" (`{command}` shows all{local})"
 
 
 # ------------------------------------------------------------------------------------------------ loading

@@ -33,8 +33,13 @@ class _LazyGroup(TyperGroup):
         return name, stub and load_verb(str(name)), rest
 
     def invoke(self, ctx: Any) -> Any:
-        with explained(ctx.params["traceback"]):
-            return super().invoke(ctx)
+        try:
+            with explained(ctx.params["traceback"]):
+                return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # Bounds of options are pydantic's to check; recipes say it in these words.
+            error.message = error.message.replace("Input should be", "must be", 1)
+            raise
 
 
 def make_app() -> Any:

@@ -14,10 +14,12 @@ from fusionkit.errors import RecipeError
 from fusionkit.recipe.requirements import unnamed_requirements
 
 DESCRIPTION = """\
-Check recipes: the text, every key, every block's options. Nothing is built.
+Check recipes: the text, every key, the options of every block by itself. Nothing is built.
 
-All problems are printed, one a line, as FILE:LINE:COLUMN: ADDRESS: what is wrong (what to do). Whether the blocks
-fit each other is the next question: fusionkit plan RECIPE.
+All problems are printed, one a line, as FILE:LINE:COLUMN: ADDRESS: what is wrong (what to do).
+
+Not checked here is whether the blocks fit each other (heads divide a width, steps find the grid and the names they
+read, tokens stay within sequence_length) and whether models are known. That is the next question: fusionkit plan RECIPE.
 """
 EXAMPLES = """\
 examples:

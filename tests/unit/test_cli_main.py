@@ -273,3 +273,9 @@ def test_tables_align_and_are_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[st
         f"{'a':<200}   1",
         f"{'b' * 200}  20",
     ]
+
+
+@pytest.mark.parametrize(("value", "needs"), [("0", "greater than or equal to 1"), ("no", "a valid integer")])
+def test_bounds_of_options_are_told_in_plain_words(value: str, needs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome("analyze", "pca", "small_vit", "photos", "-o", "out", "--batch", value) == 2
+    assert f"'--batch': must be {needs}" in capsys.readouterr().err

@@ -113,6 +113,12 @@ def test_what_is_installed_while_we_run_is_found(site) -> None:
             "zzz",
             "no injector called 'zzz' is installed; there are add, deepstack, gated_cross_attention, replace (`fusionkit list injectors` shows all)",
         ),
+        (
+            "injectors",
+            "zzz.nothing_like_it",
+            "no injector called 'zzz.nothing_like_it' is installed; there are add, deepstack, gated_cross_attention, replace "
+            "(`fusionkit list injectors` shows all; `--plugin FILE` brings those of a local file)",
+        ),
     ],
 )
 def test_an_unknown_name_gets_a_guess(family: str, name: str, message: str) -> None:

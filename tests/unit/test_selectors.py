@@ -224,6 +224,10 @@ def test_an_entropy_report_is_read_with_the_recipe_and_stays_in_it(tmp_path):
     assert fusionkit.plan(again).streams["only"].layers == (2,)
     with pytest.raises(RecipeValidationError, match=r"streams\.only\.select\.report: .*cannot be read \(No such file"):
         fusionkit.load_recipe(source)
+    source["streams"]["only"]["select"]["report"] = "nowhere.json"
+    with pytest.raises(RecipeValidationError, match=r"cannot be read from /.*, where the command runs \(No such file"):
+        fusionkit.load_recipe(source)
+    source["streams"]["only"]["select"]["report"] = str(path)
     path.write_text('{"kind": "layer_entropy", "version": 1, "depth": 2, "layers": [{"layer": 1}]}')
     with pytest.raises(RecipeValidationError, match=r"entropy\.json': layers\.0\.entropy: Field required"):
         fusionkit.load_recipe(source)

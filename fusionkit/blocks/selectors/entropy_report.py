@@ -68,7 +68,8 @@ def read_report(source: Any) -> Any:
         text = _read_file(source) if isinstance(source, str) else json.dumps(source)
         return EntropyReport.model_validate_json(text)
     except OSError as error:
-        raise ValueError(f"{name}: cannot be read ({error.strerror or error})") from error
+        place = "" if str(source).startswith(("/", "~")) else f" from {Path.cwd()}, where the command runs"
+        raise ValueError(f"{name}: cannot be read{place} ({error.strerror or error})") from error
     except RuntimeError as error:  # '~' of a user that there is not
         raise ValueError(f"{name}: cannot be read ({error})") from error
     except ValidationError as error:
