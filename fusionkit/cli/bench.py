@@ -119,8 +119,21 @@ def command(
 
     if plot is not None:
         check_plot(plot)
+    if json is not None and not json.parent.is_dir():
+        raise UsageError(f"--json {json}: there is no folder {json.parent}")
     setting = Setting(mode.value, dtype.value, device.value)
     if answers is not None:
+        given = {
+            "a block": blocks,
+            "--shape": shape,
+            "--mode": mode is not Mode.fwd,
+            "--against": against,
+            "--backend": backend,
+            "--plot": plot,
+            "--details": details,
+        }
+        if unused := [name for name, value in given.items() if value]:
+            raise UsageError(f"--answers times whole models from pixels to words: leave out {', '.join(unused)}")
         _end_to_end(recipe or [], answers, crops, setting, rounds, json, set)
         return
     cases, left_out = _cases(blocks or [], recipe or [], shape, crops, set)

@@ -151,3 +151,21 @@ def test_the_small_recipes_of_the_comparison_have_one_decoder_and_crop(repositor
     assert found.language_model.count_flops(100) == reference.language_model.count_flops(100)
     assert found.largest_layout.crops == reference.largest_layout.crops
     assert found.visual.tokens == (2 if name == "comm_token" else 1) * reference.visual.tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--answers", "2", "--plot", "x.png", "--mode", "step"),
+            "--answers times whole models from pixels to words: leave out --mode, --plot",
+        ),
+        (("tiny.mix", "--json", "nowhere/out.jsonl"), "--json nowhere/out.jsonl: there is no folder nowhere"),
+        (("tiny.mix", "--plot", "nowhere/out.png"), "--plot nowhere/out.png: there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_timed(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("bench", "--recipe", "tiny", *words) == 2
+    assert message in capsys.readouterr().err
