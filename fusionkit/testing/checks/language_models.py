@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionkit.ops.packing import Packed
 from fusionkit.plugin import BlockSite, LanguageModelInfo
 from fusionkit.testing import fakes
 from fusionkit.testing.flops import count_flops
@@ -99,6 +100,28 @@ def check_is_causal(subject: LanguageModelSubject) -> None:
     require(not torch.equal(before[:, -1], after[:, -1]), "changed tokens change nothing")
 
 
+def check_state_is_declared(subject: LanguageModelSubject) -> None:
+    """Where attention is masked apart nothing goes from one half of a row to the other, unless `state` says what does."""
+    half = TOKENS // 2
+    halves_BT = (torch.arange(TOKENS) >= half).long()[None]
+    rows = Packed(halves_BT, torch.zeros_like(halves_BT))
+    embeds = fakes.random((1, TOKENS, subject.info.width))
+    changed = embeds.clone()
+    changed[:, :half] += 1
+    mask, positions = rows.mask(subject.model.config, embeds.dtype), rows.positions()
+    with torch.no_grad():
+        before, after = (
+            subject.model(inputs_embeds=x_BTE, attention_mask=mask, position_ids=positions, use_cache=False).logits
+            for x_BTE in (embeds, changed)
+        )
+    carried = not torch.equal(before[:, half:], after[:, half:])
+    said = subject.info.state
+    require(
+        not carried or bool(said), "something besides attention goes from token to token, and `state` names nothing"
+    )
+    require(carried or not said, f"state says {said!r}, but nothing goes from token to token besides attention")
+
+
 def check_builds_without_storage(subject: LanguageModelSubject) -> None:
     """Built on meta, given storage and loaded, it computes the same: no garbage in buffers."""
     model = subject.build("meta")
@@ -120,5 +143,6 @@ LANGUAGE_MODEL_CHECKS = (
     check_flops,
     check_takes_embeddings,
     check_is_causal,
+    check_state_is_declared,
     check_builds_without_storage,
 )
