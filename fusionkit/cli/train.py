@@ -22,6 +22,7 @@ from fusionkit.cli.output import emit, emit_json, note
 from fusionkit.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
+    from fusionkit.train.execution import Execution
     from fusionkit.train.groups import AuditRow
 
 
@@ -110,7 +111,7 @@ def command(
         report_to=tuple(report_to or ()),
         features=features,
     )
-    again = _again(recipe, output, data, set, plugin)
+    again = _again(recipe, output, data, execution, set, plugin)
     try:
         finished = train(
             opened,
@@ -142,13 +143,22 @@ def command(
 
 
 def _again(
-    recipe: str, output: Path, data: Path | None, set: Sequence[str] | None, plugin: Sequence[Path] | None
+    recipe: str,
+    output: Path,
+    data: Path | None,
+    execution: Execution,
+    set: Sequence[str] | None,
+    plugin: Sequence[Path] | None,
 ) -> str:
-    """The command that continues this run, ready to paste."""
+    """The command that continues this run as it was executed, ready to paste."""
     words = ["fusionkit", "train", recipe, "-o", str(output)]
     words += ["--data", str(data)] if data is not None else []
     words += [word for change in set or () for word in ("--set", change)]
     words += [word for path in plugin or () for word in ("--plugin", str(path))]
+    words += ["--shard", execution.shard] if execution.shard != "none" else []
+    words += ["--gradient-checkpointing"] if execution.gradient_checkpointing else []
+    words += ["--features", str(execution.features)] if execution.features is not None else []
+    words += [word for name in execution.report_to for word in ("--report-to", name)]
     return join([*words, "--resume"])
 
 

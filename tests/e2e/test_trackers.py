@@ -44,8 +44,11 @@ def test_event_files_hold_the_loss_curve(fusionkit, small: Path, tmp_path: Path)
 
 
 def test_an_interrupted_run_has_one_curve(fusionkit, small: Path, tmp_path: Path) -> None:
-    words = ("train", small, "-o", tmp_path / "run", "--report-to", "tensorboard")
-    assert fusionkit(*words, "--stop-after", "1").code == 0
+    words = ("train", small, "-o", tmp_path / "run", "--report-to", "tensorboard", "--gradient-checkpointing")
+    stopped = fusionkit(*words, "--stop-after", "1")
+    assert stopped.code == 0
+    # The command to paste goes on as this one was executed.
+    assert stopped.err.rstrip().endswith(" --gradient-checkpointing --report-to tensorboard --resume")
     assert len(scalars(tmp_path / "run.partial" / "trackers" / "encoders")) == 1
     assert fusionkit(*words, "--resume").code == 0
     for stage, rows in logged(tmp_path / "run").items():
