@@ -55,8 +55,6 @@ def put_under(module: nn.Module, backend: str, mode: str) -> tuple[nn.Module, Ar
             return module, lambda: sdpa_kernel(kernel)
     if backend == "triton":
         _sum_by_kernel(module, mode)
-    if backend == "compile":
-        module.compile()
     if backend == "graph" and mode != "fwd":
         raise UnsuitableError("backend graph: CUDA graphs are captured of inference only (--mode fwd)")
     return module, nullcontext
@@ -71,6 +69,17 @@ def _sum_by_kernel(module: nn.Module, mode: str) -> None:
         use_layer_norm_sum(module, "triton")
     except UsageError as error:
         raise UnsuitableError(str(error)) from error
+
+
+class CompiledWork(Work):
+    """Compiled by torch.compile, at inference after a forward that folds: a compiled one uses what is folded, and folds nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode == "fwd":
+            with torch.no_grad():
+                call(self.module, self.arguments)
+        self.module.compile()
 
 
 class GraphWork(Work):
@@ -93,3 +102,7 @@ class GraphWork(Work):
     def _call(self) -> dict[str, Tensor]:
         self.graph.replay()
         return self.held
+
+
+WORKS: dict[str, type[Work]] = {"compile": CompiledWork, "graph": GraphWork}
+"""What runs a backend that is more than a setting of the module."""

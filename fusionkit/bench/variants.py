@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fusionkit.bench.backends import GraphWork, check_backends, put_under
+from fusionkit.bench.backends import WORKS, check_backends, put_under
 from fusionkit.bench.callers import VisionCall
 from fusionkit.bench.case import HOST_FAMILIES, AnyCase, Case, Whole
 from fusionkit.bench.cases import instead
@@ -127,7 +127,7 @@ def prepare(variant: Variant, setting: Setting, built: nn.Module | None = None) 
         module = module.to(device, dtype)
     module, around = put_under(module, variant.backend, setting.mode)
     in_step = setting.mode == "step" and variant.peer is None and variant.name != PLAIN_STEP
-    return (GraphWork if variant.backend == "graph" else Work)(
+    return WORKS.get(variant.backend, Work)(
         module,
         make_arguments(case, dtype, device),
         setting.mode,

@@ -169,3 +169,13 @@ def test_what_cannot_be_done_is_said_before_anything_is_timed(
 ) -> None:
     assert exit_code("bench", "--recipe", "tiny", *words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_compiled_forward_uses_what_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[bool] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module._folded is not None))
+    (case,) = cases_from_names(["mixers/orthogonal"], SHAPE)[0]
+    variant = next(each for each in variants_of(case, Setting(), ["none"], ["compile"]) if each.backend == "compile")
+    prepare(variant, Setting())
+    prepare(variant, Setting("fwdbwd"))
+    assert compiled == [True, False]
