@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.bench.case import VISION
-from fusionkit.bench.summary import OURS, by_cost, noise_of, others_of
+from fusionkit.bench.summary import OURS, best_limits, by_cost, noise_of, others_of, share_of_limit
+from fusionkit.bench.table import threads
 from fusionkit.errors import UsageError
 
 BLUE, PALE, DARK, ORANGE, SAND, GREY, INK = "#2563eb", "#93c5fd", "#1e3a8a", "#f97316", "#fdba74", "#94a3b8", "#0f172a"
@@ -45,42 +46,45 @@ def draw(rows: Rows, path: Path) -> None:
     panels: Any = figure.subfigures(1, 2)
     left, right = panels
     top, bottom = left.subplots(2, 1, height_ratios=(1.2 + 0.32 * len(ours), 3.4))
-    _costs(top, ours)
-    _roofline(bottom, ours, rows)
+    _costs(top, ours, best_limits(rows))
+    _roofline(bottom, ours, best_limits(rows))
     _ratios(right.subplots(), groups, rows)
     first = rows[0]
     figure.suptitle(
-        f"{first['device']} ({first['threads']} threads) · {first['dtype']} · {first['mode']} · torch {first['torch']}",
+        f"{first['device']} ({threads(first)}) · {first['dtype']} · {first['mode']} · torch {first['torch']}",
         fontsize=10,
     )
     figure.savefig(path)
 
 
-def _costs(axes: Any, ours: Rows) -> None:
+def _costs(axes: Any, ours: Rows, limits: tuple[float, float]) -> None:
     """Milliseconds of every block; dark: the least time that the limits allow."""
     for place, row in enumerate(ours):
-        ms, share = row["ms"]["p50"], row["roofline_frac"]
+        ms, share = row["ms"]["p50"], share_of_limit(row, limits)
         axes.barh(place, ms, color=PALE if row["address"] == VISION else BLUE)
+        axes.plot([row["ms"]["p25"], row["ms"]["p75"]], [place, place], color=INK, linewidth=1.2)
         text = f" {ms / 1e3:.3g} s" if ms >= 1000 else f" {ms:.3g} ms"
         if share is not None:
             axes.barh(place, ms * min(share, 1.0), color=DARK, height=0.4)
             text += f", {100 * share:.0f} % of the limit"
-        axes.annotate(text, (ms, place), va="center", fontsize=8)
+        axes.annotate(text, (max(ms, row["ms"]["p75"]), place), va="center", fontsize=8)
     axes.set_yticks(range(len(ours)), [f"{_address(row)}  {n}" for n, row in enumerate(ours, 1)], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.45 * max(row["ms"]["p50"] for row in ours))
+    axes.set_xlim(0, 1.45 * max(row["ms"]["p75"] for row in ours))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set(xlabel="milliseconds (dark: the least that the measured limits allow)", title="Which block costs what")
+    axes.set(
+        xlabel="milliseconds (dark: the least that the limits of the run allow; black: quartiles)",
+        title="Which block costs what",
+    )
 
 
 def _address(row: Row) -> str:
     return "vision (all of it, fused)" if row["address"] == VISION else str(row["address"])
 
 
-def _roofline(axes: Any, ours: Rows, rows: Rows) -> None:
+def _roofline(axes: Any, ours: Rows, limits: tuple[float, float]) -> None:
     """Rate over intensity, our blocks by their number in the list above; those without products are left out."""
-    flops_limit, bytes_limit = (max(row["ceil"][name] for row in rows) for name in ("tflops", "gbps"))
-    flops_limit, bytes_limit = flops_limit * 1e12, bytes_limit * 1e9
+    flops_limit, bytes_limit = limits
     points = [(number, row) for number, row in enumerate(ours, 1) if row["flops"]]
     places = [row["flops"] / row["bytes_min"] for _, row in points] or [1.0]
     ridge = flops_limit / bytes_limit
@@ -95,7 +99,9 @@ def _roofline(axes: Any, ours: Rows, rows: Rows) -> None:
         axes.plot(place, row["tflops"] * 1e3, "o", color=BLUE, markersize=13, alpha=0.85)
         axes.annotate(str(number), (place, row["tflops"] * 1e3), ha="center", va="center", color="white", fontsize=8)
     axes.set(
-        xlabel="FLOP per byte, by formula", ylabel="GFLOP/s", title="How far from the limit (line: the best of the run)"
+        xlabel="FLOP per byte, by formula",
+        ylabel="GFLOP/s",
+        title="How far from the limit (line: the best that the run saw)",
     )
     axes.grid(alpha=0.25)
 
@@ -137,10 +143,8 @@ def _ratios(axes: Any, groups: Sequence[tuple[Row, Rows]], rows: Rows) -> None:
     _legend(axes)
     left_out = sum(len(found) for _, found in groups) - shown
     more = f" ({left_out} more in the rows)" if left_out else ""
-    axes.set(
-        xlabel="time / ours, below 1 cheaper than ours (black: quartiles)",
-        title=f"What the alternatives cost{more}",
-    )
+    axes.set_xlabel("time / ours, below 1 cheaper than ours (black: quartiles)")
+    axes.set_title(f"What the alternatives cost{more}", pad=26)
 
 
 def _legend(axes: Any) -> None:
@@ -152,5 +156,10 @@ def _legend(axes: Any) -> None:
         GREY: "ours, run otherwise",
     }
     axes.legend(
-        handles=[Patch(color=colour, label=text) for colour, text in meanings.items()], fontsize=8, loc="lower right"
+        handles=[Patch(color=colour, label=text) for colour, text in meanings.items()],
+        fontsize=8,
+        frameon=False,
+        ncols=3,
+        loc="lower center",
+        bbox_to_anchor=(0.4, 1.0),
     )

@@ -25,12 +25,28 @@ def by_cost(rows: Sequence[Row]) -> list[Row]:
     )
 
 
+def best_limits(rows: Sequence[Row]) -> tuple[float, float]:
+    """FLOP and bytes per second that the machine showed in this run: in a limit measured anywhere, or in a block's products."""
+    products = [row["ceil"]["tflops"] for row in rows] + [row["tflops"] or 0.0 for row in rows]
+    copies = [row["ceil"]["gbps"] for row in rows] + [row["gbps"] or 0.0 for row in rows if row["block"] == "ceiling"]
+    return max(products) * 1e12, max(copies) * 1e9
+
+
+def share_of_limit(row: Row, limits: tuple[float, float]) -> float | None:
+    """The least time at these limits over the time measured; None without a formula or a time."""
+    if row["ms"] is None or row["roofline_frac"] is None:
+        return None
+    least = max(row["flops"] / limits[0], row["bytes_min"] / limits[1])
+    return float(1e3 * least / row["ms"]["p50"])
+
+
 def summary(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """One line for every case."""
     ours = by_cost(rows)
     whole = next((row for row in ours if row["address"] == VISION), None)
     # Beside a whole vision side, what stands after it (injectors, decoder) is no share of it.
     parts = [row for row in ours if row is not whole and row["address"].startswith(("streams.", "fusion."))]
+    limits = best_limits(rows)
     total = sum(row["ms"]["p50"] for row in (parts if whole else ours) if row["ms"] is not None)
     return [
         (
@@ -39,7 +55,7 @@ def summary(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             row["status"] if row["ms"] is None else milliseconds(row["ms"]["p50"]),
             "-" if row["ms"] is None or (whole and row not in parts) else f"{100 * row['ms']['p50'] / total:.0f} %",
             "-" if not row["flops"] else f"{row['flops'] / 1e9:.3g}",
-            "-" if row["roofline_frac"] is None else f"{100 * row['roofline_frac']:.0f} %",
+            "-" if (share := share_of_limit(row, limits)) is None else f"{100 * share:.0f} %",
             "-" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}",
         )
         for row in ours

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 COLUMNS = ("block", "variant", "ms", "IQR", "time / ours", "of limit", "peak MiB", "maps", "error", "note")
@@ -46,24 +46,27 @@ def _ratio(ratio: Mapping[str, Any]) -> str:
 def explanation(rows: Sequence[Mapping[str, Any]], *, brief: bool = False) -> list[str]:
     """What the columns mean, in lines that stand under the table; `brief` is for the summary's."""
     first = rows[0]
-    share = (
-        "of limit: least time for a block's products and bytes at the limits measured beside it, over its time; "
-        "over 100 %: all fits in the processor's cache, or others took the machine while the limits were measured"
+    meanings_of_share = (
+        "of limit: least time for a block's products and bytes at the best limits that the run saw, in a limit measured or "
+        "in a block, over its time"
+        if brief
+        else "of limit: least time for a block's products and bytes at the limits measured beside it, over its time; over "
+        "100 %: all fits in the processor's cache, or others took the machine while the limits were measured"
     )
     meanings = [
         "time / ours: paired per round, median (quartiles); above 1 is slower than fusionkit",
-        share,
+        meanings_of_share,
         "peak: memory of one call above weights and inputs; maps: orthogonal maps evaluated in one call; "
         "error: norm-relative, against float64",
     ]
     if brief:
         meanings = [
-            share,
+            meanings_of_share,
             "alternatives: time / ours; ~ is within the noise of the block run twice; * computes another function; "
             "--details for a line of every variant",
         ]
     lines = [
-        f"{first['device']} ({first['kind']}, {first['threads']} threads), torch {first['torch']}, {first['dtype']}, "
+        f"{first['device']} ({first['kind']}, {threads(first)}), torch {first['torch']}, {first['dtype']}, "
         f"mode {first['mode']}",
         f"limits measured in this run: {limits(rows)}",
         *meanings,
@@ -74,10 +77,17 @@ def explanation(rows: Sequence[Mapping[str, Any]], *, brief: bool = False) -> li
     return lines
 
 
+def threads(row: Mapping[str, Any]) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{row['threads']} thread{'s' if row['threads'] != 1 else ''}"
+
+
 def limits(rows: Sequence[Mapping[str, Any]]) -> str:
     """Those of the run and those beside each block: from the lowest to the highest."""
-    found = [row["ceil"] for row in rows]
-    products, copies = ([each[name] for each in found] for name in ("tflops", "gbps"))
+    own = [row for row in rows if row["block"] == "ceiling"]
+    products, copies = (
+        [row["ceil"][name] for row in rows] + [row[name] for row in own if row[name]] for name in ("tflops", "gbps")
+    )
     return f"{_span([1e3 * value for value in products])} GFLOP/s (matrix product), {_span(copies)} GB/s (copy)" + (
         "; where they differ, others used the machine" if max(products) > 1.2 * min(products) else ""
     )
@@ -88,9 +98,9 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The table as GitHub shows it; columns of numbers are aligned to the right."""
-    lines = ["| " + " | ".join(COLUMNS) + " |"]
-    lines.append("|" + "|".join("---:" if column in NUMBERS else "---" for column in COLUMNS) + "|")
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
-    return "\n".join(lines)
+def markdown(columns: Sequence[str], lines: Iterable[Sequence[str]], right: Set[str]) -> str:
+    """The table as GitHub shows it; columns named in `right` are aligned to the right."""
+    found = ["| " + " | ".join(columns) + " |"]
+    found.append("|" + "|".join("---:" if column in right else "---" for column in columns) + "|")
+    found += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join(found)

@@ -26,7 +26,7 @@ from fusionkit.bench.peers import PEERS, Peer, UnsuitableError
 from fusionkit.bench.run import Row, costs, run
 from fusionkit.bench.shape import Shape, parse_shape
 from fusionkit.bench.subject import build_awake, make_arguments
-from fusionkit.bench.table import COLUMNS, cells, markdown
+from fusionkit.bench.table import COLUMNS, NUMBERS, cells, markdown
 from fusionkit.bench.timing import Quartiles, paired_ratios, run_rounds
 from fusionkit.bench.variants import Setting, prepare, variants_of
 from fusionkit.bench.work import Work, compare
@@ -219,7 +219,7 @@ def test_wrong_peers_are_rows_and_are_not_timed(monkeypatch: pytest.MonkeyPatch)
     assert "differs from float64 by 1.0e-03" in rows["off"]["reason"]
     assert rows["broken"]["reason"] == "ValueError: no such thing"
     assert rows["unsuitable"]["reason"] == "only on Sundays"
-    assert "fail: ValueError" in markdown(rows.values())
+    assert "fail: ValueError" in markdown(COLUMNS, map(cells, rows.values()), NUMBERS)
 
 
 def test_rows_have_every_field_and_are_json() -> None:
@@ -440,15 +440,15 @@ def test_two_runs_are_compared(repository: Path, tmp_path: Path, capsys: pytest.
     assert compare_runs([old, store("other.jsonl", lambda row: {**row, "device": "another"})]) == 2
 
 
-def test_tables_in_the_readme_are_the_stored_results(repository: Path) -> None:
-    folder = repository / "benchmarks"
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    stored = sorted((folder / "results").rglob("*.jsonl"))
+def test_tables_beside_the_results_are_what_is_stored(repository: Path) -> None:
+    tables = _script(repository, "table")
+    stored = sorted((repository / "benchmarks" / "results").rglob("*.jsonl"))
     assert stored
     for path in stored:
+        text = (path.parent / "README.md").read_text(encoding="utf-8")
+        assert f"]({path.name})" in text
+        assert tables.table(path) in text, f"run `python benchmarks/table.py {path.relative_to(repository)}`"
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        assert str(path.relative_to(folder)) in text
-        assert markdown(rows) in text, f"run `python benchmarks/table.py {path.relative_to(repository)}`"
         assert all(set(row) == FIELDS for row in rows)
 
 
