@@ -178,6 +178,22 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path: Path, monk
         HuggingFace(HuggingFaceConfig(path=str(tmp_path), columns=VQA))  # type: ignore[arg-type]
 
 
+def test_versions_that_run_code_of_a_dataset_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("datasets"), "__version__", "3.6.0")
+    with pytest.raises(DataError, match=r"datasets 3\.6\.0 is installed, which may run code .* install 4\.0 or newer"):
+        opened(tmp_path, VQA)
+
+
+def test_a_script_beside_the_rows_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="scripted: cannot be read: Dataset scripts are no longer supported"):
+        opened(folder, VQA)
+    assert not (tmp_path / "ran").exists()
+
+
 # ------------------------------------------------------------------------------------------------- what rows hold
 def test_boxes_are_the_answer_where_no_column_has_one(tmp_path: Path) -> None:
     row = {"image": shown(), "phrase": "the bus", "objects": {"bbox": [[4, 6, 10, 12], [1, 2, 3, 4]]}}

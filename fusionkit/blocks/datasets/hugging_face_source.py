@@ -12,6 +12,8 @@ from fusionkit.blocks.datasets.specs import HuggingFaceConfig
 from fusionkit.errors import DataError
 from fusionkit.hub import unreachable
 
+OLDEST = 4
+"""The first version that runs no script of a dataset."""
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 """What reads a single file, by its ending."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -43,6 +45,11 @@ def _library(config: HuggingFaceConfig) -> Any:
             f"{config.path}: the dataset `hugging_face` needs the library datasets; install it with "
             "`pip install 'fusionkit[datasets]'`, or give the rows as .jsonl (see `fusionkit show jsonl`)"
         ) from error
+    if int(datasets.__version__.split(".")[0]) < OLDEST:
+        raise DataError(
+            f"{config.path}: datasets {datasets.__version__} is installed, which may run code that a dataset brings; "
+            f"install {OLDEST}.0 or newer with `pip install 'fusionkit[datasets]'`"
+        )
     return datasets
 
 
