@@ -36,7 +36,7 @@ from fusionkit.train.groups import AuditRow
 from fusionkit.train.partial import LOG_FILE, SAVING, SKIPPED_FILE, has_progress, partial_of
 from fusionkit.train.progress import StopOnSignal
 from fusionkit.train.sealed import fault, seal
-from fusionkit.train.stage import Outcome, Run, run_stage
+from fusionkit.train.stage import Outcome, Run, check_stage, run_stage
 
 __all__ = ["Finished", "Interrupted", "has_progress", "train"]
 
@@ -137,7 +137,10 @@ def _train_stages(run: Run, planned: Plan, output: Path) -> int:
     model = _fresh(run, planned)
     processor = FusionProcessor.from_plan(model.plan)
     done, stages = 0, list(run.settings.stages.items())
-    for number in range(_finished(run, len(stages)), len(stages)):
+    first = _finished(run, len(stages))
+    for number in range(first, len(stages)):
+        check_stage(run, model, processor, number, *stages[number])
+    for number in range(first, len(stages)):
         name, stage = stages[number]
         if number > 0:
             model = _reload(run, planned, model, number - 1)

@@ -28,16 +28,21 @@ def skew_names(model: nn.Module) -> list[str]:
     ]
 
 
-def shard(model: nn.Module, optimizer: AdamW | Muon, where: str) -> None:
-    """Divide the parameters of a stage's model among the processes, in place: every block of a list, then the rest.
-
-    Raises UsageError for an optimizer that needs whole matrices.
-    """
+def check_optimizer(optimizer: AdamW | Muon, where: str) -> None:
+    """Raises UsageError for an optimizer that needs whole matrices."""
     if isinstance(optimizer, Muon):
         raise UsageError(
             f"{where}.optimizer: muon cannot run under FSDP2: it orthogonalises whole matrices, and each process holds "
             "a part of them (use `{type: adamw}`, or train without --shard fsdp2)"
         )
+
+
+def shard(model: nn.Module, optimizer: AdamW | Muon, where: str) -> None:
+    """Divide the parameters of a stage's model among the processes, in place: every block of a list, then the rest.
+
+    Raises UsageError for an optimizer that needs whole matrices.
+    """
+    check_optimizer(optimizer, where)
     mesh = distributed.device_mesh.init_device_mesh(_device_type(), (distributed.get_world_size(),))
     kept = {model.get_parameter(name) for name in skew_names(model)}
     for block in _blocks(model):

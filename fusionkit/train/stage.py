@@ -62,6 +62,24 @@ class Outcome:
     weights: dict[str, torch.Tensor]
 
 
+def check_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: int, name: str, stage: Stage) -> None:
+    """Find out before the first step of a run what would end this stage at its start: data, addresses, batch, rates."""
+    settings, where = run.settings, f"train.stages.{name}"
+    batch_size = stage.global_batch_size or settings.global_batch_size
+    optimizer = stage.optimizer or settings.optimizer
+    world.share(batch_size, settings.micro_batch_size)
+    _mixture(stage.data or settings.data, stage.steps, batch_size, settings.seed + number)
+    if run.execution.shard == "fsdp2" and world.size() > 1:
+        sharding.check_optimizer(optimizer, where)
+    set_trainable(model, stage.trainable, f"{where}.trainable")
+    if settings.lora is not None:
+        freeze_base(model)
+    wrapped = StageModel(model, build_objectives(stage, name, model, processor, settings.seed))
+    new_ids = _rows_that_learn(wrapped, model, processor, stage, low_rank=settings.lora is not None)
+    rates = settings.learning_rates if stage.learning_rates is None else stage.learning_rates
+    assign(model, wrapped.objectives, optimizer, rates, new_rows=bool(new_ids))
+
+
 def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: int, name: str, stage: Stage) -> Outcome:
     """Train one stage from its newest good state, or from the start."""
     settings, where = run.settings, f"train.stages.{name}"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import fusionkit
-from fusionkit.errors import CheckpointError, DataError, UsageError
+from fusionkit.errors import CheckpointError, DataError, FusionkitError, UsageError
 from fusionkit.evaluate.run import evaluate
 from fusionkit.model.checkpoint import load_checkpoint
 from fusionkit.recipe import Recipe
@@ -183,6 +183,22 @@ def test_an_unfinished_run_is_resumed_with_its_own_settings_only(tmp_path: Path)
         train(short(), folder)
     with pytest.raises(UsageError, match="started with other training settings"):
         train(short("train.learning_rates.fusion=1e-3"), folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.learning_rates.fusion=null", r"\d+ trainable parameters lie in no address: fusion"),
+        ("train.stages.answers.data=[{type: jsonl, path: nowhere.jsonl}]", "nowhere.jsonl"),
+    ],
+)
+def test_what_is_wrong_with_a_later_stage_is_told_before_the_first_step(
+    tmp_path: Path, change: str, message: str
+) -> None:
+    begun: list[str] = []
+    with pytest.raises(FusionkitError, match=message):
+        train(short(change), tmp_path / "run", on_stage=lambda name, _: begun.append(name))
+    assert (begun, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
