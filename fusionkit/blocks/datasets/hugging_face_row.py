@@ -25,8 +25,7 @@ class Reader:
         self.ask = config.ask
         self.box_format = config.box_format
         self.units = config.units
-        mapped = [f"columns.{name}" for name, value in self.columns if value is not None]
-        needed = dict(zip(mapped, [value for _, value in self.columns if value is not None], strict=True))
+        needed = {f"columns.{name}": column for name, column in self.columns if column is not None}
         needed |= {f"ask: {{{name}}}": name for name in self._asked()}
         self.names = {name: _classes(_feature(features, name, place, config.path)) for place, name in needed.items()}
 
