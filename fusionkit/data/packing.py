@@ -1,8 +1,8 @@
 """Packing: the rows of a batch laid into fewer and fuller ones.
 
-What a sample's questions have in common, its pictures above all,
-stands there once, and each question goes on from it (see `fusionkit.ops.packing`). Samples, answers and their number are
-those of the batch: packing changes what is computed, not what is learnt.
+What a sample's questions have in common, its pictures above all, stands there once, and each question goes on from it
+(see `fusionkit.ops.packing`). Samples, answers and their number are those of the batch: packing changes what is
+computed, not what is learnt.
 
 Shapes: B rows, T tokens.
 """
