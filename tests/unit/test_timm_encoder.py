@@ -156,6 +156,38 @@ def test_a_copy_reads_its_own_layers() -> None:
             assert torch.equal(encoder(pictures(encoder))[0], expected)
 
 
+def test_rotary_tables_are_made_once_and_anew_when_what_they_follow_from_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = build("vit_small_patch16_dinov3.lvd1689m", layers=(1,), image_size=32)
+    rope: Any = encoder.model.rope
+    made: list[object] = []
+    original = type(rope).get_embed
+    monkeypatch.setattr(type(rope), "get_embed", lambda self, **asked: made.append(self) or original(self, **asked))
+
+    def look(encoder: TimmEncoder) -> Tensor:
+        layer: Tensor = encoder(pictures(encoder).to(next(encoder.parameters()).dtype))[0]
+        return layer
+
+    with torch.inference_mode():
+        first = look(encoder)
+    with torch.no_grad():
+        assert torch.equal(look(encoder), first)
+        assert made == [rope]
+        for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+            rope.periods.mul_(2)
+            assert torch.equal(look(copied), first), "the table of the copied, not of the copy"
+            assert not torch.equal(look(encoder), first)
+            rope.periods.div_(2)
+        assert torch.equal(look(encoder), first)
+        made.clear()
+        torch.testing.assert_close(look(encoder.double()), first.double(), atol=1e-4, rtol=1e-4)
+        assert made == [rope]
+        look(encoder.train())
+    assert made == [rope, rope], "training may draw the grid anew"
+    look(encoder.eval()).sum().backward()
+
+
 def test_gradients_flow_through_the_hooks() -> None:
     encoder = build(TINY, layers=(1, 3))
     sum(x.square().sum() for x in encoder(pictures(encoder))).backward()

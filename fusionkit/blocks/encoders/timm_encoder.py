@@ -14,6 +14,7 @@ from fusionkit.blocks.encoders.base import LayerEncoder, check_params
 from fusionkit.blocks.encoders.specs import TimmConfig
 from fusionkit.blocks.encoders.tap import LayerTap
 from fusionkit.blocks.encoders.timm_facts import Blocks, find_blocks, prune
+from fusionkit.blocks.encoders.timm_rope import keep_embeddings
 from fusionkit.errors import BuildError
 from fusionkit.hub import cached_file, check_reachable, not_to_be_had
 from fusionkit.plugin import BlockSite, EncoderInfo
@@ -40,6 +41,7 @@ class TimmEncoder(LayerEncoder):
         check_params(self.model, self.info, self.kept, _differs)
         self._tap = LayerTap(self.info.name, self.info.prefix_tokens, self.info.grid.tokens)
         self._tap.attach(blocks.items)
+        keep_embeddings(self.model)
 
     def run(self, x_BCHW: Tensor, wanted: frozenset[int], consume: Callable[[int, Tensor], None]) -> None:
         if self.on_meta and not x_BCHW.is_meta:
