@@ -19,7 +19,8 @@ WARM_UP = 2
 class CudaCapture:
     """A `Capture` by CUDA graphs, which share one pool of memory.
 
-    They can share it because they are replayed one after the other, and results are copied out before the next.
+    They can share it because they are replayed one after the other, and results are copied out before the next; and
+    because all are captured on one stream: torch gives memory of a pool to the stream only that it was freed on.
 
     Raises: UsageError where there is no CUDA device, for tensors elsewhere, and for work that cannot be captured.
     """
@@ -28,24 +29,31 @@ class CudaCapture:
         if not torch.cuda.is_available():
             raise UsageError("Runtime.cuda_graphs: torch finds no CUDA device here; leave it off")
         self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._sides: dict[torch.device, Any] = {}
 
     def __call__(self, work: Callable[[], Tree], device: torch.device) -> tuple[Tree, Callable[[], object]]:
         if device.type != "cuda":
             raise UsageError(f"Runtime.cuda_graphs: expected pixels on a CUDA device, got {device.type}")
         with torch.cuda.device(device), _without_autocast_cache():
             work()  # on the caller's stream, to which the memory of folded maps and tables then belongs
-            side: Any = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
+            if device not in self._sides:
+                self._sides[device] = torch.cuda.Stream()
+            side, caller = self._sides[device], torch.cuda.current_stream()
+            side.wait_stream(caller)
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
                     work()
-            torch.cuda.current_stream().wait_stream(side)
+            caller.wait_stream(side)
             graph: Any = torch.cuda.CUDAGraph()
             # Of a graph that still lives: a pool ends with the last of its graphs.
             pool = next((other.pool() for other in self._graphs), None)
             try:
+                # Back to the caller's stream after a failure, too: older versions of torch then stay on the capture's.
                 # Other threads, such as those that load data, may go on using the device.
-                with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                with (
+                    torch.cuda.stream(caller),
+                    torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"),
+                ):
                     held = work()
             except RuntimeError as error:
                 raise UsageError(

@@ -63,17 +63,20 @@ class FakeCuda:
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
         before, self.now = self.now, stream.name
-        yield
-        self.now = before
+        try:
+            yield
+        finally:
+            self.now = before
 
     @contextmanager
     def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
         graph.own = pool if pool is not None else object()
-        with self.stream(SimpleNamespace(name=f"capture on {stream.name}")):
-            yield
-        if self.fault:
+        before, self.now = self.now, f"capture on {stream.name}"
+        yield
+        if self.fault:  # the stream stays, as in torch 2.11
             raise RuntimeError(self.fault)
+        self.now = before
 
     def work(self) -> Tree:
         self.log.append(("run", self.now, torch.is_autocast_cache_enabled()))
@@ -109,6 +112,8 @@ def test_graphs_share_the_pool_of_one_that_lives(monkeypatch: pytest.MonkeyPatch
     replays = [capture(cuda.work, DEVICE)[1] for _ in range(3)]
     pools = {id(replay.__self__.own) for replay in replays}  # type: ignore[attr-defined]
     assert len(pools) == 1
+    captures = [where for what, where, *_ in cuda.log if what == "run" and "capture" in where]
+    assert captures == ["capture on side 1"] * 3, "memory of a pool is reused on the stream alone that it was freed on"
     ended = replays[0].__self__.own  # type: ignore[attr-defined]
     replays.clear()
     gc.collect()
@@ -124,6 +129,7 @@ def test_work_that_cannot_be_captured_is_an_error_that_says_why(monkeypatch: pyt
         "Runtime.cuda_graphs: the vision side of this model cannot be captured "
         "(operation not permitted when stream is capturing); leave it off"
     )
+    assert cuda.now == MAIN, "what comes next would run beside the caller's work"
     assert torch.is_autocast_cache_enabled()
 
 
