@@ -1,4 +1,4 @@
-"""The goals beside what is stored: `python benchmarks/goals.py` prints the table that stands in README.md.
+"""The goals beside what is stored: `python benchmarks/goals.py` prints the two tables that stand in README.md.
 
 Every number is read from a file under benchmarks/results; a goal without one is "not measured".
 """
@@ -158,5 +158,43 @@ def table() -> str:
     return "\n".join(lines)
 
 
+CONNECTOR, POOL = "connector, 24x24 ask 14x14, d=1152", "attention pooling, 24x24 to 12x12, d=1152"
+UNROTATED = "the same with `rope: null`"
+OTHERS: tuple[tuple[str, str, str, str, str], ...] = (
+    ("mixing, a map per layer, L=27 d=1152 N=576", "geotorch, maps at every use", "come_vl", "streams.semantic.steps.mix", "geotorch"),
+    (CONNECTOR, "x-transformers", "connector", "", "x_transformers"),
+    (CONNECTOR, "vit-pytorch", "connector", "", "vit_pytorch"),
+    (CONNECTOR, "one layer of our `gated_cross_attention`", "connector", "", "gated_cross_attention"),
+    (CONNECTOR, "joined on the channel axis, a linear map, same tokens", "connector", "", "concat_linear"),
+    (CONNECTOR, "`torch.compile`", "connector", "", "fusionkit[compile]"),
+    (CONNECTOR, "xformers", "connector", "", "fusionkit[xformers]"),
+    (UNROTATED, "x-transformers", "connector_unrotated", "", "x_transformers"),
+    (UNROTATED, "vit-pytorch", "connector_unrotated", "", "vit_pytorch"),
+    (UNROTATED, "one layer of our `gated_cross_attention`", "connector_unrotated", "", "gated_cross_attention"),
+    (POOL, "x-transformers", "come_vl", "fusion.pool", "x_transformers"),
+    (POOL, "torch.nn.MultiheadAttention", "come_vl", "fusion.pool", "torch_multihead_attention"),
+    (POOL, "x-transformers, learned queries", "come_vl", "fusion.pool", "x_transformers_resampler"),
+    (POOL, "timm, one learned query", "come_vl", "fusion.pool", "timm_attention_pool"),
+    (POOL, "vit-pytorch's PatchMerger, no projections", "come_vl", "fusion.pool", "vit_pytorch_resampler"),
+    ("mixing, a map per layer, folded, L=12 d=384 N=256", "`torch.compile`", "compile_per_layer", "", "fusionkit[compile]"),
+    ("mixing, one map, folded, L=27 d=1152 N=576", "`torch.compile`", "compile_shared", "", "fusionkit[compile]"),
+)  # fmt: skip
+"""What is measured, beside what, and the file, address (the only one if empty) and variant that say it."""
+
+
+def others() -> str:
+    """Other people's blocks and other ways to run ours, as Markdown; skipped rows with their reason."""
+    lines = ["| what | beside | function | time / ours | noise | stored in |", "|---|---|---|---:|---:|---|"]
+    for what, beside, name, address, variant in OTHERS:
+        path = f"cpu/{name}.jsonl"
+        by = {row["variant"]: row for row in rows(RESULTS / path) if not address or row["address"] == address}
+        row, again = by[variant], by["fusionkit_again"]
+        function = "the same" if row["computes"] == row["block"] else "another"
+        found = f"{row['ratio']['p50']:.3g}x" if row["ratio"] else f"{row['status']}: {row['reason']}"
+        noise = f"{100 * max(abs(value - 1) for name, value in again['ratio'].items() if name != 'vs'):.0f} %"
+        lines.append(f"| {what} | {beside} | {function} | {found} | {noise} | [{path}](results/{path}) |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), others(), sep="\n\n")
