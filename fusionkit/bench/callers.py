@@ -141,7 +141,9 @@ class VisionCall(nn.Module):
     def under(self, runtime: Runtime) -> VisionCall:
         """The same modules, executed in another way."""
         streams = {name: stream for name, stream in self.streams.items() if isinstance(stream, Stream)}
-        return VisionCall(self.plan, streams, self.fusion, runtime)
+        other = VisionCall(self.plan, streams, self.fusion, runtime)
+        other.training = other.streams.training = self.training
+        return other
 
 
 def text_mask(rows: int, length: int, visual: int) -> Tensor:

@@ -50,7 +50,9 @@ class Work:
 
     def __post_init__(self) -> None:
         training = self.mode != "fwd"
-        self.module.train(training)
+        # Only where it changes something: `train` makes mixers forget what they folded, which other variants still use.
+        if any(part.training != training for part in self.module.modules()):
+            self.module.train(training)
         dtype = tensors_of(self.arguments)[0].dtype
         self.arguments = converted(self.arguments, dtype, requires_grad=training)
         self.device = tensors_of(self.arguments)[0].device

@@ -28,8 +28,9 @@ from fusionkit.bench.shape import Shape, parse_shape
 from fusionkit.bench.subject import build_awake, make_arguments
 from fusionkit.bench.table import COLUMNS, NUMBERS, cells, markdown
 from fusionkit.bench.timing import Quartiles, paired_ratios, run_rounds
-from fusionkit.bench.variants import Setting, prepare, variants_of
+from fusionkit.bench.variants import Setting, Variant, prepare, variants_of
 from fusionkit.bench.work import Work, compare
+from fusionkit.blocks.mixers.layer_sum import LayerSum
 from fusionkit.errors import NumericsError, ShapeError, UnknownBlockError, UsageError
 from fusionkit.geometry import Grid
 from fusionkit.ops.orthogonal import skew_matrix
@@ -60,6 +61,19 @@ def measured(
 
 def by_variant(rows: Sequence[Row]) -> dict[str, Row]:
     return {row["variant"]: row for row in rows if row["block"] != "ceiling"}
+
+
+def test_a_variant_that_shares_the_modules_leaves_what_others_folded_and_captured() -> None:
+    (case,) = cases_from_recipe(load_recipe("builtin:tiny"), 2, ["vision"])[0]
+    first = prepare(Variant("fusionkit", case), Setting())
+    assert isinstance(first, Work)
+    first.results()
+    mixers = [part for part in first.module.modules() if isinstance(part, LayerSum)]
+    folded = [mixer._folded for mixer in mixers]
+    assert mixers
+    assert None not in folded
+    prepare(Variant("fusionkit_mix_chunk_4", case), Setting(), first.module)
+    assert all(mixer._folded is kept for mixer, kept in zip(mixers, folded, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------- counts
