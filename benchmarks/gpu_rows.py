@@ -11,6 +11,7 @@ did not begin is named at the end; nothing is estimated. A rehearsal's numbers m
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -158,20 +159,32 @@ def main() -> int:
         rows = (job.small if options.rehearse else job.full)(
             Setting("fwd", "fp32" if options.rehearse else job.dtype, device)
         )
-        with (folder / f"{job.name}.jsonl").open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-                file.flush()
-                failed += row["status"] == "fail"
-                if row["status"] != "ok":
-                    print(
-                        f"{job.name}: {row['status']}: {row['address']} {row['variant']}: {row['reason']}",
-                        file=sys.stderr,
-                    )
+        try:
+            failed += write(rows, folder / f"{job.name}.jsonl", job.name)
+        except Exception as error:  # what one job stumbles over must not cost the others their time on the device
+            failed += 1
+            print(f"{job.name}: fail: {type(error).__name__}: {error}", file=sys.stderr)
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()  # the next job looks at what is free
         print(f"{job.name}: done after {time.monotonic() - began:.0f} s", file=sys.stderr)
     if late:
         print(f"not measured, no time left: {', '.join(late)} (give --minutes)", file=sys.stderr)
     return 1 if failed or late else 0
+
+
+def write(rows: Rows, path: Path, name: str) -> int:
+    """Write rows as they come, tell of those that are not ok, and count those that failed."""
+    failed = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            failed += row["status"] == "fail"
+            if row["status"] != "ok":
+                told = f"{name}: {row['status']}: {row['address']} {row['variant']}: {row['reason']}"
+                print(told, file=sys.stderr)
+    return failed
 
 
 def slug(device: str) -> str:

@@ -498,6 +498,27 @@ def test_gpu_rows_are_refused_where_there_is_no_gpu(
     assert script.slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
 
 
+def test_a_gpu_job_that_stumbles_costs_the_others_nothing(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = _script(repository, "gpu_rows")
+
+    def stumble(setting: Setting) -> Any:
+        yield {"status": "ok"}
+        raise RuntimeError("CUDA error: out of memory")
+
+    def go_on(setting: Setting) -> Any:
+        yield {"status": "skip", "address": "a", "variant": "b", "reason": "c"}
+
+    monkeypatch.setattr(script, "JOBS", (script.Job("one", stumble, stumble), script.Job("two", go_on, go_on)))
+    monkeypatch.setattr("sys.argv", ["gpu_rows.py", "--rehearse", "--out", str(tmp_path)])
+    assert script.main() == 1
+    told = capsys.readouterr().err
+    assert "one: fail: RuntimeError: CUDA error: out of memory" in told
+    assert "two: skip: a b: c" in told
+    assert [len((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("one", "two")] == [1, 1]
+
+
 def test_every_gpu_job_runs_in_small(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
