@@ -58,6 +58,12 @@ class Stream(nn.Module):
                 f"streams.{self.plan.name}: expected pixels of shape (crops, {', '.join(map(str, expected))}), "
                 f"got {tuple(pixels_BCHW.shape)}"
             )
+        if not len(pixels_BCHW):  # encoders of libraries fail in ways of their own
+            name = self.plan.name
+            raise ShapeError(
+                f"streams.{name}: expected one crop at least, got pixels of shape {tuple(pixels_BCHW.shape)}; "
+                f"for text without a picture leave pixel_values_{name} out"
+            )
         shape = (len(pixels_BCHW), self.plan.stack.grid.tokens)
         if coverage_BN is not None and tuple(coverage_BN.shape) != shape:
             raise ShapeError(

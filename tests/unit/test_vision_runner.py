@@ -13,7 +13,7 @@ import fusionkit
 from fusionkit.bench.cases import cases_from_recipe
 from fusionkit.bench.run import run
 from fusionkit.bench.variants import Setting
-from fusionkit.errors import UsageError
+from fusionkit.errors import ShapeError, UsageError
 from fusionkit.model.cuda_graph import CudaCapture
 from fusionkit.model.lanes import CudaLanes
 from fusionkit.model.runtime import Runtime
@@ -38,6 +38,19 @@ def test_tensors_on_the_cpu_are_refused_where_there_is_a_gpu(monkeypatch: pytest
         CudaCapture()(dict, torch.device("cpu"))
     with pytest.raises(UsageError, match=r"Runtime.parallel_encoders: expected pixels on a CUDA device, got cpu"):
         CudaLanes().current(torch.device("cpu"))
+
+
+def test_pixels_without_a_crop_are_refused_in_plain_words() -> None:
+    model = fusionkit.build(recipe()).eval()
+    none = {f"pixel_values_{name}": x for name, x in pixels(0).items()}
+    expected = (
+        r"streams.semantic: expected one crop at least, got pixels of shape \(0, 3, 24, 24\); "
+        "for text without a picture leave pixel_values_semantic out"
+    )
+    with pytest.raises(ShapeError, match=expected), torch.no_grad():
+        model(input_ids=torch.tensor([[5, 6]]), **none)
+    with torch.no_grad():
+        assert model(input_ids=torch.tensor([[5, 6]])).logits.isfinite().all()
 
 
 def test_the_bench_has_rows_of_them_that_say_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
