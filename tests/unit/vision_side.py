@@ -35,7 +35,7 @@ def see(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**{name: tokens.x_BND for name, tokens in streams.items()}, "fused": model.fuse(streams).x_BND}
 
 
-def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float = 4e-6) -> None:
     assert list(found) == list(expected)
     for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=4e-6)
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=atol)
