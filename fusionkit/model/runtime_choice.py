@@ -33,13 +33,16 @@ class Choice(NamedTuple):
 
 def choose_runtime(recipe: Recipe, device: str) -> Choice:
     """Raises UsageError for a device that is not here, RecipeError for a recipe that does not plan."""
-    kind = device.partition(":")[0]
+    kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda"):
         raise UsageError(f"Runtime.auto: device '{device}' is unknown here; expected cpu or cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"Runtime.auto: torch finds no CUDA device for '{device}'; use cpu")
+    if kind == "cuda" and index not in ("", *map(str, range(torch.cuda.device_count()))):
+        last = torch.cuda.device_count() - 1
+        raise UsageError(f"Runtime.auto: expected cuda, or one from cuda:0 to cuda:{last}, got '{device}'")
     planned = plan(recipe)
-    chunk, why = _crop_chunk(planned, _free_bytes(kind))
+    chunk, why = _crop_chunk(planned, _free_bytes(device))
     refused = "; ".join(f"{name}: {reason}" for name in ("xformers",) if (reason := why_unavailable(name)))
     return Choice(
         Runtime(crop_chunk=chunk),
@@ -73,9 +76,9 @@ def _crop_chunk(planned: Plan, free: int | None) -> tuple[int | None, str]:
     return max(1, have // (STATES * state)), shown
 
 
-def _free_bytes(kind: str) -> int | None:
-    if kind == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+def _free_bytes(device: str) -> int | None:
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
     path = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s*(\d+) kB", path.read_text(encoding="utf-8")) if path.exists() else None
     return 1024 * int(found[1]) if found else None

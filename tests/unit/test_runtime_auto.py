@@ -47,3 +47,15 @@ def test_devices_that_are_not_here_are_errors() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="torch finds no CUDA device for 'cuda'; use cpu"):
             Runtime.auto(recipe, "cuda")
+
+
+def test_the_memory_of_the_device_that_is_named_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = fusionkit.load_recipe("builtin:come_vl")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    free = {None: 2**40, 0: 2**40, 1: 1}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index], 2**41))
+    assert [choose_runtime(recipe, name).runtime.crop_chunk for name in ("cuda", "cuda:0", "cuda:1")] == [None, None, 1]
+    for name in ("cuda:2", "cuda:x"):
+        with pytest.raises(UsageError, match=rf"expected cuda, or one from cuda:0 to cuda:1, got '{name}'"):
+            choose_runtime(recipe, name)
