@@ -22,6 +22,7 @@ from fusionkit.bench.subject import build_awake, call, make_arguments
 from fusionkit.blocks.encoders.specs import TimmConfig, describe_timm
 from fusionkit.blocks.encoders.timm_encoder import TimmEncoder
 from fusionkit.geometry import Grid
+from fusionkit.model.cuda_graph import CudaCapture
 from fusionkit.plugin import BlockSite
 from fusionkit.recipe import load_recipe
 
@@ -101,6 +102,24 @@ def test_encoders_of_timm_keep_what_they_lay_out_on_the_cpu(name: str) -> None:
     with META:
         encoder = TimmEncoder(config, BlockSite(info=describe_timm(config), layers=(1, 2)))
     assert faults(_Layers(encoder), {"input": torch.zeros(2, 3, 32, 32, device=META)}) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", [DINOV3, "vit_base_patch16_siglip_224.v2_webli"])
+def test_a_device_captures_encoders_of_timm(name: str) -> None:
+    config = TimmConfig(model=name, weights="random", image_size=32)
+    encoder = TimmEncoder(config, BlockSite(info=describe_timm(config), layers=(1, 2)))
+    layers, x_BCHW = (
+        _Layers(encoder).eval().to("cuda", torch.bfloat16),
+        torch.zeros(2, 3, 32, 32).to("cuda", torch.bfloat16),
+    )
+    with torch.no_grad():
+        held, replay = CudaCapture()(lambda: layers(x_BCHW), x_BCHW.device)
+        x_BCHW.normal_()
+        replay()
+        for found, expected in zip(held.values(), layers(x_BCHW).values(), strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 class _Layers(nn.Module):
