@@ -41,7 +41,7 @@ trained one does not."""
 
 
 def build_awake(case: AnyCase, seed: int = 0) -> nn.Module:
-    """The block in fp32 on the CPU, called as `callers` says; the same for the same seed.
+    """The block in fp32 on the default device, called as `callers` says; the same for the same seed and device.
 
     Every parameter of a fusion block is moved off its start. Encoders and decoders have random weights already.
     """

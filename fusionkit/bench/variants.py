@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +117,10 @@ def prepare(variant: Variant, setting: Setting, built: nn.Module | None = None) 
     if variant.peer is not None and setting.mode not in variant.peer.modes:
         raise UnsuitableError(f"has no mode {setting.mode}: {variant.peer.summary}")
     shared = built if isinstance(built, VisionCall) and not variant.backend else None
-    module = build_awake(case) if shared is None else _under(shared, variant)
+    # What is large is built where it runs: a billion random numbers take a CPU longer than a GPU all its rounds.
+    large = isinstance(case, Whole) or case.site.info is not None
+    with device if large else nullcontext():
+        module = build_awake(case) if shared is None else _under(shared, variant)
     autocast = None
     if variant.peer is not None:
         # Peers keep fp32 weights and run under autocast: what people do whose parametrisation has no half precision.

@@ -63,6 +63,18 @@ def by_variant(rows: Sequence[Row]) -> dict[str, Row]:
     return {row["variant"]: row for row in rows if row["block"] != "ceiling"}
 
 
+def test_what_is_large_is_built_on_the_device_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    (whole,) = cases_from_recipe(load_recipe("builtin:tiny"), 2, ["vision"])[0]
+    (step,) = cases_of("adapters/linear")
+    found = []
+    build = variants.build_awake
+    monkeypatch.setattr(variants, "build_awake", lambda case: found.append(torch.get_default_device()) or build(case))
+    for case in (whole, step):
+        work = prepare(Variant("fusionkit", case), Setting(device="meta"))
+        assert {tensor.device.type for tensor in work.results().values()} == {"meta"}
+    assert [device.type for device in found] == ["meta", "cpu"]
+
+
 def test_a_variant_that_shares_the_modules_leaves_what_others_folded_and_captured() -> None:
     (case,) = cases_from_recipe(load_recipe("builtin:tiny"), 2, ["vision"])[0]
     first = prepare(Variant("fusionkit", case), Setting())
