@@ -18,17 +18,17 @@ class KeptEmbedding:
     def __init__(self, rope: nn.Module) -> None:
         self.rope = rope
 
-    def __call__(self, shape: Any = None, dtype: torch.dtype | None = None) -> Any:
+    def __call__(self, *args: Any, **named: Any) -> Any:
         rope = cast(Any, self.rope)
         make = type(rope).get_embed
         buffers = tuple(rope.buffers())
         # Training may draw the grid anew; inference tensors count no writes; a compiled graph must not hold a fake one.
         if rope.training or torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):
-            return make(rope, shape=shape, dtype=dtype)
-        asked = (None if shape is None else tuple(shape), dtype, tuple(buffer._version for buffer in buffers))
+            return make(rope, *args, **named)
+        asked = (repr((args, named)), tuple(buffer._version for buffer in buffers))
         if not _holds(rope.__dict__.get(KEPT), asked, buffers):
             with torch.inference_mode(False), torch.no_grad():
-                setattr(rope, KEPT, (asked, buffers, make(rope, shape=shape, dtype=dtype)))
+                setattr(rope, KEPT, (asked, buffers, make(rope, *args, **named)))
         return getattr(rope, KEPT)[2]
 
 
