@@ -46,7 +46,9 @@ def clock(device: str) -> tuple[float | None, float | None]:
 def free_bytes(device: str) -> int | None:
     """Memory that can still be had on the device; None where the machine does not say."""
     if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+        # What torch holds back for later allocations is not free to others, but it is to us.
+        held_back = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + held_back
     path = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s*(\d+) kB", path.read_text(encoding="utf-8")) if path.exists() else None
     return 1024 * int(found[1]) if found else None

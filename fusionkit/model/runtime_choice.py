@@ -78,7 +78,10 @@ def _crop_chunk(planned: Plan, free: int | None) -> tuple[int | None, str]:
 
 def _free_bytes(device: str) -> int | None:
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        asked = torch.device(device)
+        # What torch holds back for later allocations is not free to others, but it is to us.
+        held_back = torch.cuda.memory_reserved(asked) - torch.cuda.memory_allocated(asked)
+        return int(torch.cuda.mem_get_info(asked)[0]) + held_back
     path = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s*(\d+) kB", path.read_text(encoding="utf-8")) if path.exists() else None
     return 1024 * int(found[1]) if found else None

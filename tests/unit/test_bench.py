@@ -22,6 +22,7 @@ from fusionkit.bench import timing, variants
 from fusionkit.bench.case import Case
 from fusionkit.bench.cases import cases_from_names, cases_from_recipe
 from fusionkit.bench.counting import count
+from fusionkit.bench.machine import free_bytes
 from fusionkit.bench.peers import PEERS, Peer, UnsuitableError
 from fusionkit.bench.run import Row, costs, run
 from fusionkit.bench.shape import Shape, parse_shape
@@ -61,6 +62,12 @@ def measured(
 
 def by_variant(rows: Sequence[Row]) -> dict[str, Row]:
     return {row["variant"]: row for row in rows if row["block"] != "ceiling"}
+
+
+def test_memory_that_torch_holds_back_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("mem_get_info", (5, 100)), ("memory_reserved", 60), ("memory_allocated", 20)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert free_bytes("cuda") == 45
 
 
 def test_what_is_large_is_built_on_the_device_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:

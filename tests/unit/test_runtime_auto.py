@@ -55,7 +55,11 @@ def test_the_memory_of_the_device_that_is_named_counts(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     free = {None: 2**40, 0: 2**40, 1: 1}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device.index], 2**41))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**30)
     assert [choose_runtime(recipe, name).runtime.crop_chunk for name in ("cuda", "cuda:0", "cuda:1")] == [None, None, 1]
     for name in ("cuda:2", "cuda:x"):
         with pytest.raises(UsageError, match=rf"expected cuda, or one from cuda:0 to cuda:1, got '{name}'"):
             choose_runtime(recipe, name)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**41)
+    assert choose_runtime(recipe, "cuda:1").runtime.crop_chunk is None, "what torch holds back can be had"
