@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -56,11 +56,19 @@ class CudaCapture:
                 ):
                     held = work()
             except RuntimeError as error:
+                _free_generator(device)
                 raise UsageError(
                     f"Runtime.cuda_graphs: the vision side of this model cannot be captured ({error}); leave it off"
                 ) from error
             self._graphs.add(graph)
             return held, graph.replay
+
+
+def _free_generator(device: torch.device) -> None:
+    """After a capture that failed, torch's generator may believe that it goes on, and draw nothing: give it a new state."""
+    generator = torch.cuda.default_generators[device.index]
+    with suppress(RuntimeError):  # what the capture failed of is what must be told
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 @contextmanager

@@ -22,11 +22,25 @@ DEVICE = torch.device("cuda", 0)
 MAIN = "main"
 
 
+class FakeGenerator:
+    """Its state is a list; that of a copy is another one."""
+
+    def __init__(self) -> None:
+        self.state: list[int] = []
+
+    def clone_state(self) -> FakeGenerator:
+        return FakeGenerator()
+
+    def graphsafe_set_state(self, other: FakeGenerator) -> None:
+        self.state = other.state
+
+
 class FakeCuda:
     """As much of torch.cuda as a capture uses; writes down what it is asked for."""
 
     def __init__(self, fault: str = "") -> None:
         self.now, self.log, self.fault, self.sides = MAIN, list[tuple[Any, ...]](), fault, 0
+        self.default_generators = (FakeGenerator(),)
         cuda = self
 
         class Stream:
@@ -123,6 +137,7 @@ def test_graphs_share_the_pool_of_one_that_lives(monkeypatch: pytest.MonkeyPatch
 
 def test_work_that_cannot_be_captured_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = fake(monkeypatch, fault="operation not permitted when stream is capturing")
+    before = cuda.default_generators[0].state
     with pytest.raises(UsageError) as refused:
         CudaCapture()(cuda.work, DEVICE)
     assert str(refused.value) == (
@@ -130,6 +145,7 @@ def test_work_that_cannot_be_captured_is_an_error_that_says_why(monkeypatch: pyt
         "(operation not permitted when stream is capturing); leave it off"
     )
     assert cuda.now == MAIN, "what comes next would run beside the caller's work"
+    assert cuda.default_generators[0].state is not before, "a state that was being captured draws nothing any more"
     assert torch.is_autocast_cache_enabled()
 
 
