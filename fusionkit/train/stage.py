@@ -63,7 +63,10 @@ class Outcome:
 
 
 def check_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: int, name: str, stage: Stage) -> None:
-    """Find out before the first step of a run what would end this stage at its start: data, addresses, batch, rates."""
+    """Find out before the first step of a run what would end this stage at its start.
+
+    That is: data, addresses, batch, rates, and rows that cannot be packed.
+    """
     settings, where = run.settings, f"train.stages.{name}"
     batch_size = stage.global_batch_size or settings.global_batch_size
     optimizer = stage.optimizer or settings.optimizer
@@ -75,6 +78,7 @@ def check_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: 
     if settings.lora is not None:
         freeze_base(model)
     wrapped = StageModel(model, build_objectives(stage, name, model, processor, settings.seed))
+    _packing(settings, wrapped, processor)
     new_ids = _rows_that_learn(wrapped, model, processor, stage, low_rank=settings.lora is not None)
     rates = settings.learning_rates if stage.learning_rates is None else stage.learning_rates
     assign(model, wrapped.objectives, optimizer, rates, new_rows=bool(new_ids))
@@ -103,9 +107,7 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
     wrapped = StageModel(model, objectives, uniform=uniform).to(arguments.device)
     if settings.precision == "fp64":
         wrapped.double()  # the objectives' heads; the model is already
-    packing = Packing.of(processor) if settings.packing and wrapped.needs_text else None
-    if packing is not None:
-        require_packable(model, packing.limit)
+    packing = _packing(settings, wrapped, processor)
     checkpoint_activations(model, run.execution)
     new_ids = _rows_that_learn(wrapped, model, processor, stage, low_rank=settings.lora is not None)
     with ExitStack() as handles:
@@ -208,6 +210,18 @@ def checkpoint_activations(model: FusionVLM, execution: Execution) -> None:
         # Transformers is about to drop its first name for it.
         enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+
+
+def _packing(settings: Train, wrapped: StageModel, processor: FusionProcessor) -> Packing | None:
+    """How the rows of a stage are packed, if they are. Raises UsageError for a model that mixes packed samples.
+
+    Tried with the weights of the start and with those that a stage begins with: a gate may be closed at first.
+    """
+    if not settings.packing or not wrapped.needs_text:
+        return None
+    packing = Packing.of(processor)
+    require_packable(wrapped.model, packing.limit)
+    return packing
 
 
 def _mixture(configs: Sequence[Any], steps: int | None, batch_size: int, seed: int) -> Mixture:

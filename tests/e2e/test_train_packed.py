@@ -158,15 +158,20 @@ def test_a_decoder_that_convolves_is_refused_by_name_before_anything_is_made(
     assert not (tmp_path / "run.partial").exists()
 
 
+@pytest.mark.parametrize("earlier", ["train.stages.encoders=null", "train.stages.encoders.steps=2"])
 def test_what_the_trial_finds_ends_the_run_before_its_first_step(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: str
 ) -> None:
+    """Also where a stage that needs no text, and packs nothing, comes first."""
+    changes = (*(change for change in CHANGES if "encoders" not in change and "data" not in change), earlier, PACKED)
     monkeypatch.setattr(
         "fusionkit.ops.packing.Packed.allowed",
         lambda packed: (
             packed.sample_BT.new_ones((1, 1, packed.sample_BT.shape[1], packed.sample_BT.shape[1])).tril().bool()
         ),
     )
-    with override(MIXED), pytest.raises(UsageError, match="what stands before a sample in its row changes"):
-        train(load(path, PACKED), tmp_path / "mixing")
+    begun: list[str] = []
+    with pytest.raises(UsageError, match="what stands before a sample in its row changes"):
+        train(load_recipe(path, set=changes), tmp_path / "mixing", on_stage=lambda name, _: begun.append(name))
+    assert not begun
     assert not (tmp_path / "mixing.partial").exists()
