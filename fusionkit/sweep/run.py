@@ -40,8 +40,8 @@ def run_sweep(
 
     `output` gets a folder per run, `results.json` and the tables as CSV, Markdown and LaTeX. Interrupted, it goes on
     where it was. A run that another sweep (`reuse`: their outputs) made with the very same recipe, seed and scoring is
-    taken from there and says so. Raises UsageError when a kept run was made with other settings, or when a folder of
-    `reuse` holds no runs.
+    taken from there and says so. Raises UsageError when a kept run was made with other settings, when a kept run is damaged,
+    or when a folder of `reuse` holds no runs.
     """
     others = _others(reuse)
     try:
@@ -81,13 +81,22 @@ def _others(folders: Sequence[Path]) -> dict[str, Row]:
     """The runs of other sweeps, by their settings."""
     found: dict[str, Row] = {}
     for folder in folders:
-        runs = [path for path in sorted(folder.glob("*.json")) if path.name != RESULTS]
+        paths = [path for path in sorted(folder.glob("*.json")) if path.name != RESULTS]
+        runs = {path: run for path in paths if (run := _kept_run(path)) is not None}
         if not runs:
             raise UsageError(f"{folder}: no runs of a sweep here; expected what `fusionkit sweep -o` wrote")
-        for path in runs:
-            run: Row = json.loads(path.read_text(encoding="utf-8"))
+        for path, run in runs.items():
             found.setdefault(_key(run.pop("settings")), {"taken_from": f"{folder.name}/{path.stem}", **run})
     return found
+
+
+def _kept_run(path: Path) -> Row | None:
+    """A finished run as `_keep` wrote it; None for JSON of another kind. Raises UsageError when it is damaged."""
+    try:
+        run: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: this run cannot be read ({error}); remove it, and it is made again") from error
+    return run if isinstance(run, dict) and {"settings", "scores"} <= run.keys() else None
 
 
 def _key(settings: Row) -> str:
@@ -104,8 +113,8 @@ def _run(grid: Grid, variant: Planned, seed: int, recipe: Recipe, folder: Path, 
         "metrics": list(grid.metrics),
     }
     if kept.exists():
-        known: Row = json.loads(kept.read_text(encoding="utf-8"))
-        if known.pop("settings") != settings:
+        known = _kept_run(kept)
+        if known is None or known.pop("settings") != settings:
             raise UsageError(f"{kept}: this run was made with other settings; remove it, or use another -o")
         return known
     entry = _entry(grid, recipe)

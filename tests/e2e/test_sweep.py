@@ -84,6 +84,34 @@ def test_the_very_same_runs_of_another_sweep_are_taken_over(
     assert "no runs of a sweep here" in nothing.err
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model_type": "llama"}', "{folder}: no runs of a sweep here"),
+        ("[1]", "{folder}: no runs of a sweep here"),
+        ('{"variant": "base", "sett', "{folder}/base-0.json: this run cannot be read (Unterminated string"),
+    ],
+)
+def test_folders_of_something_else_are_told(
+    fusionkit, small: Path, grid: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "base-0.json").write_text(text, encoding="utf-8")
+    said = fusionkit("sweep", small, "--grid", grid, "-o", tmp_path / "new", "--reuse", folder)
+    assert (said.code, said.out) == (2, "")
+    assert message.format(folder=folder) in said.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_run_of_its_own_is_told(fusionkit, small: Path, grid: Path, tmp_path: Path) -> None:
+    (tmp_path / "base-0.json").write_text('{"variant"', encoding="utf-8")
+    said = fusionkit("sweep", small, "--grid", grid, "-o", tmp_path)
+    assert said.code == 2
+    assert "base-0.json: this run cannot be read" in said.err
+    assert "remove it, and it is made again" in said.err
+
+
 def test_the_shipped_figure_runs_at_the_size_of_a_test(fusionkit, tmp_path: Path) -> None:
     changes = (w for c in FEW for w in ("--set", c))
     done = fusionkit("sweep", "--grid", "figure6", "-o", tmp_path, "--seeds", "1", "-n", "4", "--json", *changes)
@@ -155,7 +183,7 @@ def test_a_wrong_grid_is_told(grid: Path, old: str, new: str, message: str) -> N
 
 
 def test_what_is_missing_is_told(fusionkit, small: Path, grid: Path) -> None:
-    assert "give --grid SWEEP.yaml, or a shipped sweep: figure6" in fusionkit("sweep", small).err
+    assert f"give --grid SWEEP.yaml, or a shipped sweep: {', '.join(shipped())}" in fusionkit("sweep", small).err
     assert "no such file; shipped sweeps:" in fusionkit("sweep", "--grid", "nowhere").err
     assert "give -o FOLDER" in fusionkit("sweep", small, "--grid", grid).err
 
