@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 import fusionkit
 from fusionkit.recipe import Recipe
-from fusionkit.train.partial import after, partial_of, stage_folder, states
+from fusionkit.train.partial import LOG_FILE, after, partial_of, stage_folder, states
 from fusionkit.train.run import Interrupted, train
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,6 +25,8 @@ from conftest import SMALL
 
 STEPS = 3
 MOMENTS = 20
+PAUSE = 0.005
+"""Seconds between two looks at the log of a run."""
 
 
 def recipe() -> Recipe:
@@ -40,17 +43,32 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A whole run, and how long it took after everything was imported."""
-    folder = tmp_path_factory.mktemp("runs")
-    train(recipe(), folder / "warm")
-    started = time.monotonic()
-    train(recipe(), folder / "straight")
-    return folder / "straight", time.monotonic() - started
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run; those that are killed find everything imported."""
+    return train(recipe(), tmp_path_factory.mktemp("runs") / "straight").folder
 
 
-def killed_after(seconds: float, output: Path, *, resume: bool = False) -> bool:
-    """Train in a child that is killed after a while; whether it was still running."""
+def steps_made(output: Path) -> int:
+    """How many steps the log of a run tells of, finished or not."""
+    for folder in (partial_of(output), output):
+        with suppress(OSError):  # it may be renamed this moment
+            return (folder / LOG_FILE).read_bytes().count(b"\n")
+    return 0
+
+
+def step_seconds(folder: Path) -> float:
+    """How long a step of a finished run took: in the faster stage, because the first one imports as well."""
+    rows = [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    ends = {row["stage"]: row["seconds"] for row in rows}
+    return float(min(ends.values())) / STEPS
+
+
+def killed_after(steps: int, seconds: float, output: Path, *, resume: bool = False) -> bool:
+    """Train in a child that is killed so long after it has logged so many new steps; whether it was still running.
+
+    The run's own log says when to begin to wait, so the moment falls into the run however fast the machine is.
+    """
+    before = steps_made(output) if resume else 0
     child = os.fork()
     if child == 0:
         code = 1
@@ -59,8 +77,13 @@ def killed_after(seconds: float, output: Path, *, resume: bool = False) -> bool:
             code = 0
         finally:
             os._exit(code)
-    time.sleep(seconds)
-    ended, status = os.waitpid(child, os.WNOHANG)
+    ended, status = 0, 0
+    while not ended and steps_made(output) - before < steps:
+        time.sleep(PAUSE)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        time.sleep(seconds)
+        ended, status = os.waitpid(child, os.WNOHANG)
     if ended:
         assert os.waitstatus_to_exitcode(status) == 0
         return False
@@ -80,49 +103,56 @@ def same(first: Path, second: Path) -> bool:
 
 
 def logged(folder: Path) -> list[tuple[str, int]]:
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
     return [(row["stage"], row["step"]) for row in rows]
 
 
-def kill_and_resume(moments: list[float], uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
-    straight, seconds = uninterrupted
-    for number, moment in enumerate(moments):
+def kill_and_resume(kills: int, draw: random.Random, straight: Path, tmp_path: Path) -> set[int]:
+    """As many runs, each killed while it runs, resumed and compared; returns the steps they had made."""
+    made: set[int] = set()
+    killed, step = 0, step_seconds(straight)
+    for number in range(2 * kills):
         output = tmp_path / f"run{number}"
-        killed_after(moment * seconds, output)
+        steps, seconds = draw.randrange(2 * STEPS + 1), draw.uniform(0, step)
+        if killed_after(steps, seconds, output):
+            killed += 1
+            made.add(steps_made(output))
         finish(output)
-        assert same(output, straight), f"killed after {moment:.3f} of the run"
+        assert same(output, straight), f"killed {seconds:.3f} s after step {steps}"
         assert logged(output) == logged(straight)
         assert {path.name for path in tmp_path.iterdir()} == {f"run{n}" for n in range(number + 1)}
+        if killed == kills:
+            return made
+    pytest.fail(f"only {killed} of {2 * kills} runs were still running when they were to be killed")
 
 
-def test_killed_at_some_moments(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
-    draw = random.Random(0)
-    kill_and_resume([draw.uniform(0.05, 1.0) for _ in range(3)], uninterrupted, tmp_path)
+def test_killed_at_some_moments(uninterrupted: Path, tmp_path: Path) -> None:
+    kill_and_resume(3, random.Random(0), uninterrupted, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_twenty_moments(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
-    draw = random.Random(1)
-    kill_and_resume([draw.uniform(0.0, 1.1) for _ in range(MOMENTS)], uninterrupted, tmp_path)
+def test_killed_at_twenty_moments(uninterrupted: Path, tmp_path: Path) -> None:
+    made = kill_and_resume(MOMENTS, random.Random(1), uninterrupted, tmp_path)
+    assert len(made) > STEPS, "the kills did not spread over the run"
 
 
-def test_killed_again_and_again(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
-    """One run, killed until it is done."""
-    straight, seconds = uninterrupted
-    output = tmp_path / "run"
-    for attempt in range(12):
-        if not killed_after(seconds * (0.4 + 0.1 * attempt), output, resume=partial_of(output).exists()):
-            break
+def test_killed_again_and_again(uninterrupted: Path, tmp_path: Path) -> None:
+    """One run, killed in every step that it makes until it is done."""
+    output, draw, kills = tmp_path / "run", random.Random(2), 0
+    step = step_seconds(uninterrupted)
+    while killed_after(1, draw.uniform(0, step), output, resume=partial_of(output).exists()):
+        kills += 1
+        assert kills < 10 * STEPS, "the run does not come forward"
+    assert kills > 1
     finish(output)
-    assert same(output, straight)
+    assert same(output, uninterrupted)
+    assert logged(output) == logged(uninterrupted)
 
 
 # -------------------------------------------------------------------------------------------------- damaged states
 @pytest.mark.parametrize("damage", ["flipped", "cut", "removed", "no hashes"])
-def test_a_damaged_state_gives_way_to_the_one_before(
-    uninterrupted: tuple[Path, float], tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_state_gives_way_to_the_one_before(uninterrupted: Path, tmp_path: Path, damage: str) -> None:
     output, said = tmp_path / "run", []
     with pytest.raises(Interrupted):
         train(recipe(), output, stop_after=2)
@@ -142,13 +172,11 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert said[0].startswith(f"{path}: ")
     assert said[0].endswith("; not used")
     assert said[1] == "stage 'encoders' goes on after step 1"
-    assert same(output, uninterrupted[0])
-    assert logged(output) == logged(uninterrupted[0])
+    assert same(output, uninterrupted)
+    assert logged(output) == logged(uninterrupted)
 
 
-def test_a_damaged_model_of_a_finished_stage_trains_the_stage_again(
-    uninterrupted: tuple[Path, float], tmp_path: Path
-) -> None:
+def test_a_damaged_model_of_a_finished_stage_trains_the_stage_again(uninterrupted: Path, tmp_path: Path) -> None:
     output, said = tmp_path / "run", []
     with pytest.raises(Interrupted):
         train(recipe(), output, stop_after=STEPS - 1)
@@ -158,11 +186,11 @@ def test_a_damaged_model_of_a_finished_stage_trains_the_stage_again(
     weights.write_bytes(weights.read_bytes()[:-4])
     train(recipe(), output, resume=True, say=said.append)
     assert said[0].endswith("not used, stage 'encoders' is trained again")
-    assert same(output, uninterrupted[0])
-    assert logged(output) == logged(uninterrupted[0])
+    assert same(output, uninterrupted)
+    assert logged(output) == logged(uninterrupted)
 
 
-def test_killed_after_the_last_rename_it_is_finished(uninterrupted: tuple[Path, float], tmp_path: Path) -> None:
+def test_killed_after_the_last_rename_it_is_finished(uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(recipe(), output, stop_after=1)
