@@ -74,6 +74,8 @@ class Progress(TrainerCallback):
 class JsonLog(TrainerCallback):
     """Appends every log entry of a stage to a JSONL file, with the seconds since the stage began.
 
+    The last step of a stage always has one, be it on the beat of `log_every` or not.
+
     `learned` holds the gates and layer weights of the model at that step, where they are not sharded.
     """
 
@@ -81,6 +83,10 @@ class JsonLog(TrainerCallback):
         self.path = path
         self.stage = stage
         self.started = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_log(
         self,

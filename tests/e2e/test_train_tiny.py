@@ -69,6 +69,12 @@ def test_a_run_leaves_a_checkpoint_with_its_recipe_lock_and_log(uninterrupted: P
     assert [entry.name for entry in scores] == [entry.name for entry in short().evaluate]
 
 
+def test_the_last_step_of_a_stage_is_logged_whatever_the_beat(uninterrupted: Path, tmp_path: Path) -> None:
+    train(short("train.log_every=4"), tmp_path / "run")
+    assert logged(tmp_path / "run") == [("encoders", 4), ("answers", 4), ("answers", 6)]
+    assert same(tmp_path / "run", uninterrupted)
+
+
 def test_stages_train_what_they_name_and_nothing_else(tmp_path: Path) -> None:
     train(short("train.stages.answers=null"), tmp_path / "encoders")
     train(short(), tmp_path / "both")
