@@ -156,7 +156,10 @@ def run_stage(run: Run, model: FusionVLM, processor: FusionProcessor, number: in
         trainer.train(resume_from_checkpoint=state)
     model.train(False)
     if world.is_main() and (reasons := skipped(listed)):
-        run.say(f"{len(reasons)} samples could not be used and were left out, listed in {SKIPPED_FILE}: {reasons[0]}")
+        counted = "1 sample" if len(reasons) == 1 else f"{len(reasons)} samples"
+        run.say(
+            f"{counted} could not be used and {'was' if len(reasons) == 1 else 'were'} left out, listed in {SKIPPED_FILE}: {reasons[0]}"
+        )
     if packing is not None:
         share = trainer.filled()
         if world.is_main():

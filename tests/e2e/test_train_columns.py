@@ -51,7 +51,7 @@ def test_from_a_folder_to_scores(fusionkit: Fusionkit, pictures: Path, tmp_path:
     recipe = write(tmp_path / "own.yaml", mapping(pictures), "bad_samples: skip")
     said = fusionkit("train", recipe, "-o", tmp_path / "run")
     assert said.code == 0, said.err
-    assert "1 samples could not be used and were left out" in said.err
+    assert "1 sample could not be used and was left out" in said.err
     skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert skipped[0]["reason"] == f"{pictures} train:6: column `asked` must hold text or a whole number, got ''"
     locked = json.loads((tmp_path / "run" / "lock.json").read_text())
