@@ -13,7 +13,7 @@ from fusionkit.sweep.grid import load_grid
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "benchmarks/results/cpu/sweeps"
 GUIDE = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
-SWEEPS = ("figure6", "table4", "table5")
+SWEEPS = ("figure6", "table4", "table5", "equal_budget")
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -48,6 +48,27 @@ def test_why_intervals_are_wide() -> None:
     assert f"{onset['rank_correlation_inside_variants']:.2f} among runs of one variant" in GUIDE
     assert f"for {100 * onset['variance_between_variants']:.0f} %" in GUIDE
     assert f"{100 * onset['variance_between_variants_by_chance']:.0f} % would be expected" in GUIDE
+
+
+def test_what_more_steps_change() -> None:
+    onset, runs = stored("onset_equal_budget"), stored("equal_budget")["runs"]
+    assert f"all by step {max(run['onset'] for run in onset['each'])}" in GUIDE
+    assert f"for {100 * onset['variance_between_variants']:.0f} % of the variance of the box accuracy (" in GUIDE
+    assert f"({100 * onset['variance_between_variants_by_chance']:.0f} % by chance)" in GUIDE
+    assert f"({onset['rank_correlation_inside_variants']:.2f})" in GUIDE
+    for row in stored("equal_budget")["differences"]:
+        outside = {
+            key for key, value in row.items() if key != "difference" and abs(float(value[:5])) > float(value[-5:])
+        }
+        assert outside == ({"count_accuracy"} if "spatial" in row["difference"] else set())
+    spread = {
+        name: max(found) - min(found)
+        for name in ("fused", "semantic_equal")
+        if (found := [run["scores"]["box_accuracy"] for run in runs if run["variant"] == name])
+    }
+    text = " ".join(GUIDE.split())
+    assert f"differs by {spread['fused']:.3f} between seeds" in text
+    assert f"that of the semantic encoder by {spread['semantic_equal']:.3f}" in text
 
 
 def test_how_many_differences_are_outside_their_intervals() -> None:
