@@ -103,13 +103,15 @@ def test_interrupted_and_resumed_it_ends_at_the_same_weights(path: Path, packed:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_two_processes_learn_the_same(path: Path, plain: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", [(), ("--shard", "fsdp2")], ids=["ddp", "fsdp2"])
+def test_two_processes_learn_the_same(path: Path, plain: Path, tmp_path: Path, shard: tuple[str, ...]) -> None:
     """Each packs its own share of the batch: as many steps in both, and the losses over all answers."""
     words = [part for change in (*CHANGES, PACKED) for part in ("--set", change)]
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fusionkit")
     plugin = Path(__file__).with_name("mixed_samples.py")
+    arguments = ("train", str(path), "-o", str(tmp_path / "two"), "--plugin", str(plugin), *shard, *words)
     ended = subprocess.run(
-        [sys.executable, *launcher, "train", str(path), "-o", str(tmp_path / "two"), "--plugin", str(plugin), *words],
+        [sys.executable, *launcher, *arguments],
         capture_output=True,
         text=True,
         timeout=280,
