@@ -70,7 +70,7 @@ def timm_encoder(name: str, changes: Mapping[str, Any], monkeypatch: pytest.Monk
         levels=(level,),
     )
     config = TimmConfig(model=name, image_size=32, weights="random", info=info)
-    monkeypatch.setattr("fusionkit.blocks.encoders.timm_encoder._compare_params", lambda *arguments: None)
+    monkeypatch.setattr("fusionkit.blocks.encoders.timm_encoder.check_params", lambda *arguments: None)
     return TimmEncoder(config, BlockSite(info=describe_timm(config), layers=LAYERS)).eval()
 
 
